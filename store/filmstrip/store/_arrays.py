@@ -1,0 +1,322 @@
+"""Arrays: the only place that makes, reopens and rewinds the arrays of a group on disk.
+
+An array whose rows are frames is a strip: sharded, a row one or more blocks. An array whose rows
+are single numbers, or short vectors of them, is a column: uncompressed, many rows in a file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from filmstrip.store import _files
+from filmstrip.store._codec import ChecksumError, Codec, Encoded, codec_from
+from filmstrip.store._column import Column
+from filmstrip.store._frame import fill_value
+from filmstrip.store._layout import Layout, column_rows
+from filmstrip.store._metadata import ArrayMetadata, Json, array_document, sharding
+from filmstrip.store._names import METADATA, chunk_index, chunk_key
+from filmstrip.store._shardlog import PAGE, ShardLog, index_bytes
+from filmstrip.store.errors import FormatError
+
+# "Nothing was logged" differs from a logged NaN, 0x7ff8000000000000, in its payload.
+ABSENT = {"float64": 0x7FF8000000F11A11, "float32": 0x7FCF1A11, "float16": 0x7E1A}
+
+_RAW: list[Json] = [{"name": "bytes", "configuration": {"endian": "little"}}]
+
+
+class Array(Protocol):
+    """What a group's writer needs of an array; all calls come from under its lock."""
+
+    metadata: ArrayMetadata
+
+    def put(self, row: int, values: npt.NDArray[Any]) -> None:
+        """Write one row; on OSError the row is as if never written, or `drop` makes it so."""
+
+    def drop(self, row: int) -> None:
+        """Make a row written before as if never written."""
+
+    def truncate(self, keep: int) -> None:
+        """Leave the first rows and make everything behind them as if never written."""
+
+    def sync(self) -> None:
+        """Wait until what was written is on the disk."""
+
+    def close(self) -> None:
+        """Leave the files as readers like them best."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayForm:
+    """The shape of an array on disk, as its metadata tells it.
+
+    Attributes
+    ----------
+    dtype : dtype
+        As stored, little-endian.
+    shape : tuple of int
+        Shape of a row.
+    layout : Layout or None
+        Of a strip; None for a column.
+    codec : Codec
+        How a block becomes bytes.
+    rows : int
+        Rows in one file.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    layout: Layout | None
+    codec: Codec
+    rows: int
+
+    @classmethod
+    def strip(cls, dtype: np.dtype[Any], layout: Layout, codec: Codec) -> ArrayForm:
+        """Return the form of a strip."""
+        return cls(dtype, layout.shape, layout, codec, layout.rows)
+
+    @classmethod
+    def column(cls, dtype: np.dtype[Any], shape: tuple[int, ...] = ()) -> ArrayForm:
+        """Return the form of a column."""
+        rows = column_rows(math.prod(shape) * dtype.itemsize)
+        return cls(dtype, shape, None, Codec("none", dtype.itemsize), rows)
+
+    @classmethod
+    def of(cls, document: Json) -> ArrayForm:
+        """Return the form that an array's metadata describes.
+
+        Raises
+        ------
+        FormatError
+            If no version of filmstrip writes arrays like that.
+        """
+        try:
+            dtype = np.dtype(document["data_type"]).newbyteorder("<")
+            shape = tuple(document["shape"][1:])
+            rows, *extents = document["chunk_grid"]["configuration"]["chunk_shape"]
+            first = document["codecs"][0]
+            if first["name"] != "sharding_indexed":
+                return cls(dtype, shape, None, Codec("none", dtype.itemsize), rows)
+            inner = first["configuration"]
+            block = tuple(inner["chunk_shape"][1:])
+            grid = tuple(extent // length for extent, length in zip(extents, block, strict=True))
+            codec = codec_from(inner["codecs"], dtype.itemsize)
+            return cls(dtype, shape, Layout(shape, block, grid, rows), codec, rows)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise FormatError("an array's zarr.json", f"{error!r} is not understood") from error
+
+    def document(self, names: list[str], attributes: Json, *, fill: Any = None) -> Json:
+        """Return the metadata of an array of this form, with no length yet."""
+        if self.layout is None:
+            chunk, codecs = (self.rows, *self.shape), _RAW
+        else:
+            chunk = self.layout.shard
+            codecs = sharding((1, *self.layout.block), self.codec.metadata())
+        if fill is None:
+            fill = self._json_fill()
+        name = self.dtype.name
+        return array_document((0, *self.shape), chunk, name, fill, codecs, names, attributes)
+
+    def _json_fill(self) -> Any:
+        if self.layout is None and self.dtype.name in ABSENT:
+            return f"0x{ABSENT[self.dtype.name]:0{2 * self.dtype.itemsize}x}"
+        if self.dtype.kind == "f":
+            return "NaN"
+        return ["NaN", "NaN"] if self.dtype.kind == "c" else fill_value(self.dtype)
+
+    def absent(self) -> bytes:
+        """Return a column's row as it is where nothing was written."""
+        values = math.prod(self.shape)
+        bits = ABSENT.get(self.dtype.name)
+        if bits is not None:
+            return bits.to_bytes(self.dtype.itemsize, "little") * values
+        return np.full(values, fill_value(self.dtype), self.dtype).tobytes()
+
+
+class StripArray:
+    """A strip being written.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the array.
+    form : ArrayForm
+        Its form, with a layout.
+    metadata : ArrayMetadata
+        The text of its zarr.json.
+    descriptors : Descriptors
+        Keeps files open.
+    """
+
+    __slots__ = (
+        "_blocks", "_bound", "_codec", "_descriptors", "_dtype", "_extents", "_layout", "_log",
+        "_path", "_rows", "_shard", "metadata",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        path: Path,
+        form: ArrayForm,
+        metadata: ArrayMetadata,
+        descriptors: _files.Descriptors,
+    ) -> None:
+        assert form.layout is not None
+        self.metadata = metadata
+        self._path, self._descriptors = path, descriptors
+        self._layout, self._codec, self._dtype = form.layout, form.codec, form.dtype
+        self._rows, self._blocks = form.layout.rows, form.layout.blocks
+        self._extents = form.layout.shard[1:]
+        self._bound = form.codec.bound(math.prod(form.layout.block) * form.dtype.itemsize)
+        self._shard = -1
+        self._log: ShardLog | None = None
+
+    def put(self, row: int, values: npt.NDArray[Any]) -> None:
+        """Write one row: a C-contiguous array of the stored dtype, not longer than the frame."""
+        if self._layout.shape != values.shape and 0 in values.shape:
+            return
+        shard, position = divmod(row, self._rows)
+        if shard != self._shard or self._log is None:
+            self._open(shard, position)
+        assert self._log is not None
+        self._log.put(position, self._encoded(values))
+
+    def _encoded(self, values: npt.NDArray[Any]) -> list[Encoded]:
+        if values.shape != self._extents:
+            whole = np.full(self._extents, fill_value(self._dtype), self._dtype)
+            whole[tuple(slice(length) for length in values.shape)] = values
+            values = whole
+        if self._blocks == 1:
+            return [self._codec.encode(values)]
+        # Only leading axes are cut, so every block is one piece of the flat array.
+        return [self._codec.encode(block) for block in values.reshape(self._blocks, -1)]
+
+    def _shard_log(self, shard: int, keep: int) -> ShardLog:
+        path = self._path / chunk_key(shard, len(self._extents) + 1)
+        try:
+            return ShardLog(
+                path,
+                rows=self._rows,
+                blocks=self._blocks,
+                bound=self._bound,
+                descriptors=self._descriptors,
+                keep=keep,
+            )
+        except ChecksumError as error:
+            raise FormatError(str(path), "its index is damaged") from error
+
+    def _open(self, shard: int, keep: int) -> None:
+        self.close()
+        self._log = self._shard_log(shard, keep)
+        self._shard = shard
+
+    def drop(self, row: int) -> None:
+        """Take a row out of the open shard."""
+        shard, position = divmod(row, self._rows)
+        if self._log is not None and shard == self._shard:
+            self._log.drop([position])
+
+    def truncate(self, keep: int) -> None:
+        """Unlink shards wholly behind, drop rows of the one that straddles, seal what is live."""
+        self._log, self._shard = None, -1
+        for shard, path in _chunk_files(self._path):
+            self._descriptors.drop(str(path))
+            rows = keep - shard * self._rows
+            if rows <= 0:
+                _files.unlink(path)
+            elif rows < self._rows or path.stat().st_size == self._live_length():
+                self._shard_log(shard, rows).seal()
+
+    def _live_length(self) -> int:
+        index = index_bytes(self._layout.slots)
+        return -(-(self._layout.slots * self._bound + index) // PAGE) * PAGE + index
+
+    def sync(self) -> None:
+        """Wait until the open shard is on the disk."""
+        if self._log is not None:
+            self._log.sync()
+
+    def close(self) -> None:
+        """Seal the open shard."""
+        if self._log is not None:
+            self._log.seal()
+            self._log, self._shard = None, -1
+
+
+class ColumnArray:
+    """A column being written.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the array.
+    form : ArrayForm
+        Its form, without a layout.
+    metadata : ArrayMetadata
+        The text of its zarr.json.
+    descriptors : Descriptors
+        Keeps files open.
+    fill : bytes, optional
+        A row where nothing was written, where it is not the usual one.
+    """
+
+    __slots__ = ("_column", "_fill", "metadata")
+
+    def __init__(
+        self,
+        path: Path,
+        form: ArrayForm,
+        metadata: ArrayMetadata,
+        descriptors: _files.Descriptors,
+        *,
+        fill: bytes | None = None,
+    ) -> None:
+        self.metadata = metadata
+        self._fill = form.absent() if fill is None else fill
+        ndim = len(form.shape) + 1
+        self._column = Column(
+            path, fill=self._fill, rows=form.rows, ndim=ndim, descriptors=descriptors
+        )
+
+    def put(self, row: int, values: npt.NDArray[Any]) -> None:
+        """Write one row of the stored dtype."""
+        self._column.put(row, values.tobytes())
+
+    def put_bytes(self, row: int, value: bytes) -> None:
+        """Write one row given as its bytes."""
+        self._column.put(row, value)
+
+    def drop(self, row: int) -> None:
+        """Write a row as it is where nothing was written."""
+        self._column.put(row, self._fill)
+
+    def truncate(self, keep: int) -> None:
+        """Unlink files that lie wholly behind, refill rows of the one that straddles."""
+        self._column.truncate(keep)
+
+    def sync(self) -> None:
+        """Wait until the last rows are on the disk."""
+        self._column.sync()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._column.close()
+
+
+def _chunk_files(path: Path) -> Iterator[tuple[int, Path]]:
+    for file in sorted(path.iterdir()):
+        index = chunk_index(file.name)
+        if index is not None:
+            yield index, file
+
+
+def write_metadata(
+    path: Path, metadata: ArrayMetadata, capacity: int, *, fsync: bool = False
+) -> None:
+    """Write an array's own zarr.json."""
+    _files.replace(path / METADATA, metadata.text(capacity).encode(), fsync=fsync)

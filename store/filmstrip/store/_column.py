@@ -1,0 +1,92 @@
+"""Columns: the only place that writes small rows, in place in files of many rows."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from filmstrip.store import _files
+from filmstrip.store._names import chunk_index, chunk_key
+
+
+class Column:
+    """The chunk files of one array with small rows.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the array.
+    fill : bytes
+        One row as it is where nothing was written.
+    rows : int
+        Rows in a file.
+    ndim : int
+        Axes of the array, the step axis counted.
+    descriptors : Descriptors
+        Keeps the files open.
+    """
+
+    __slots__ = ("_chunk", "_descriptors", "_file", "_fill", "_ndim", "_path", "_rows")
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        fill: bytes,
+        rows: int,
+        ndim: int,
+        descriptors: _files.Descriptors,
+    ) -> None:
+        self._path, self._fill, self._rows, self._ndim = path, fill, rows, ndim
+        self._descriptors = descriptors
+        self._chunk, self._file = -1, ""
+
+    def put(self, row: int, value: bytes) -> None:
+        """Write one row.
+
+        Raises
+        ------
+        OSError
+            If the disk refuses.
+        """
+        chunk, position = divmod(row, self._rows)
+        if chunk != self._chunk:
+            self._open(chunk)
+        _files.pwrite(self._descriptors.get(self._file), [value], position * len(self._fill))
+
+    def _open(self, chunk: int) -> None:
+        self.close()
+        path = self._path / chunk_key(chunk, self._ndim)
+        if not path.exists():
+            with contextlib.suppress(FileExistsError):
+                parts = [(0, self._filled(self._rows))] if any(self._fill) else []  # else: a hole
+                _files.create(path, parts, self._rows * len(self._fill))
+        self._chunk, self._file = chunk, str(path)
+
+    def _filled(self, rows: int) -> bytes:
+        return self._fill * rows
+
+    def truncate(self, keep: int) -> None:
+        """Leave the first rows and make everything behind them as if never written."""
+        self.close()
+        for path in list(self._path.iterdir()):
+            chunk = chunk_index(path.name)
+            if chunk is None or (chunk + 1) * self._rows <= keep:
+                continue
+            if chunk * self._rows >= keep:
+                _files.unlink(path)
+                continue
+            data, kept = path.read_bytes(), (keep - chunk * self._rows) * len(self._fill)
+            refilled = data[:kept] + self._filled(self._rows)[kept:]
+            if refilled != data:
+                _files.replace(path, refilled)
+
+    def sync(self) -> None:
+        """Wait until the last file written is on the disk."""
+        if self._file:
+            _files.sync(self._descriptors.get(self._file))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._descriptors.drop(self._file)
+        self._chunk, self._file = -1, ""

@@ -1,0 +1,179 @@
+"""Frames: the only place that says what a frame is, and how its numbers are stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# What Zarr readers can open as it is. Everything else is widened, without loss.
+_PLAIN = frozenset(
+    [
+        "float16",
+        "float32",
+        "float64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "bool",
+        "complex64",
+    ]
+)
+_WIDENED = {"bfloat16": "float32"}
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSpec:
+    """What every frame of one layer looks like.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of a frame, without the step axis.
+    dtype : str
+        dtype of the arrays that will be appended. ``"bfloat16"`` arrays are given as uint16 views
+        of their bits and stored as float32.
+    layout : str, optional
+        One letter an axis: ``"NCHW"``, ``"OIHW"``, ``"NC"``, …
+    axes : tuple of str, optional
+        Names of the axes, where a letter does not say enough.
+    order : int, optional
+        Position in the forward pass; layers are listed by it.
+    original : str, optional
+        The framework's own name, where it differs from the layer's.
+    framework : str, optional
+        ``"pytorch"``, ``"tensorflow"``, …
+    source_dtype : str, optional
+        dtype on the device; defaults to `dtype`.
+    aliases : tuple of str
+        Other names of the same tensor.
+    take : str, optional
+        What was taken of the whole tensor, in words.
+    degraded : str, optional
+        Why less was taken than asked for, in words.
+
+    Raises
+    ------
+    ValueError
+        If the dtype cannot be stored, or a length is negative, or the layout has another rank.
+
+    Examples
+    --------
+    >>> FrameSpec((8, 64, 28, 28), "float32", layout="NCHW").nbytes
+    1605632
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str | None = None
+    axes: tuple[str, ...] | None = None
+    order: int | None = None
+    original: str | None = None
+    framework: str | None = None
+    source_dtype: str | None = None
+    aliases: tuple[str, ...] = ()
+    take: str | None = None
+    degraded: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(length) for length in self.shape))
+        if self.dtype not in _WIDENED:
+            object.__setattr__(
+                self, "dtype", str(np.dtype(self.dtype)) if self._known() else self.dtype
+            )
+        if self.dtype not in _PLAIN and self.dtype not in _WIDENED:
+            stored = ", ".join(sorted(_PLAIN | set(_WIDENED)))
+            raise ValueError(
+                f"frames of dtype {self.dtype!r} cannot be stored; these can: {stored}"
+            )
+        if any(length < 0 for length in self.shape):
+            raise ValueError(f"a frame needs lengths of 0 or more; got shape {self.shape}")
+        if self.layout is not None and len(self.layout) != len(self.shape):
+            raise ValueError(f"layout {self.layout!r} does not fit shape {self.shape}")
+
+    def _known(self) -> bool:
+        try:
+            np.dtype(self.dtype)
+        except TypeError:
+            return False
+        return True
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Dtype of the array in the store, little-endian."""
+        return np.dtype(_WIDENED.get(self.dtype, self.dtype)).newbyteorder("<")
+
+    @property
+    def widened(self) -> bool:
+        """Whether the store holds a wider dtype than the source."""
+        return self.dtype in _WIDENED
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one frame as stored, uncompressed."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.stored_dtype.itemsize
+
+    def attributes(self, kind: str, layer: str) -> dict[str, Any]:
+        """Return what the array's metadata says of the layer."""
+        known = {
+            "kind": kind,
+            "layer": layer,
+            "original": self.original or layer,
+            "framework": self.framework,
+            "dtype": self.source_dtype or self.dtype,
+            "layout": self.layout,
+            "axes": list(self.axes) if self.axes else None,
+            "order": self.order,
+            "aliases": list(self.aliases) or None,
+            "take": self.take,
+            "degraded": self.degraded,
+        }
+        return {key: value for key, value in known.items() if value is not None}
+
+
+def widen(array: npt.NDArray[Any], spec: FrameSpec) -> npt.NDArray[Any]:
+    """Return an array in the stored dtype, C-contiguous; a copy only where needed.
+
+    Parameters
+    ----------
+    array : ndarray
+        A frame of ``spec.dtype``; bits as uint16 for bfloat16.
+    spec : FrameSpec
+        The layer's frames.
+
+    Returns
+    -------
+    ndarray
+        The same values in ``spec.stored_dtype``.
+
+    Raises
+    ------
+    ValueError
+        If the array has another dtype.
+
+    Examples
+    --------
+    >>> widen(np.array([0x3FC0], np.uint16), FrameSpec((1,), "bfloat16"))
+    array([1.5], dtype=float32)
+    """
+    if spec.widened:
+        if array.dtype != np.uint16:
+            raise ValueError(f"frames of bfloat16 are given as uint16 bits; got {array.dtype}")
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    if array.dtype != spec.stored_dtype:
+        raise ValueError(f"this layer's frames are {spec.dtype}; got {array.dtype}")
+    return np.ascontiguousarray(array) if array.ndim else array
+
+
+def fill_value(dtype: np.dtype[Any]) -> float | int | bool:
+    """Return what stands where nothing was written: NaN, 0 or False."""
+    if dtype.kind in "fc":
+        return float("nan")
+    return False if dtype.kind == "b" else 0

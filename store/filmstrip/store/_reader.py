@@ -1,0 +1,258 @@
+"""Reading: the only place that fetches rows and blocks of one array.
+
+A live shard is read between two writes of its owner. What does not fit together (a torn index, a
+file cut shorter meanwhile) is read again, with a fresh look at the file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from filmstrip.store._arrays import ArrayForm
+from filmstrip.store._codec import ChecksumError
+from filmstrip.store._frame import fill_value
+from filmstrip.store._metadata import Json
+from filmstrip.store._names import chunk_key
+from filmstrip.store._shardlog import EMPTY, index_bytes, parse_index
+from filmstrip.store.errors import FormatError
+
+_TRIES = 4
+T = TypeVar("T")
+Rows = npt.NDArray[np.int64]
+Index = Any
+"""Whatever numpy takes as an index."""
+
+
+class ArrayReader:
+    """One array of a run, read only.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the array.
+    document : dict
+        Its metadata.
+    """
+
+    def __init__(self, path: Path, document: Json) -> None:
+        self.form = ArrayForm.of(document)
+        self._path = path
+        self._ndim = len(self.form.shape) + 1
+
+    def present(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Return which rows hold something.
+
+        Parameters
+        ----------
+        rows : ndarray of int64, shape (n_rows,)
+            Committed rows, ascending.
+
+        Returns
+        -------
+        ndarray of bool, shape (n_rows,)
+            True where a frame was written.
+        """
+        if self.form.layout is None:
+            return self._present_in_column(rows)
+        found = np.zeros(len(rows), bool)
+        for shard, where in _by_file(rows, self.form.rows):
+            entries = self._index(shard)
+            if entries is not None:
+                first = (rows[where] - shard * self.form.rows) * self.form.layout.blocks
+                found[where] = [entries[slot][0] != EMPTY for slot in first]
+        return found
+
+    def _present_in_column(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        absent = np.frombuffer(self.form.absent(), np.uint8)
+        if not absent.any():  # integers have no value to spare: every row counts
+            return np.ones(len(rows), bool)
+        raw = self.read(rows).reshape(len(rows), -1).view(np.uint8)
+        return np.asarray((raw != absent).any(axis=1))
+
+    def read(self, rows: Rows, index: Index = ()) -> npt.NDArray[Any]:
+        """Read rows, and of these what an index picks.
+
+        Parameters
+        ----------
+        rows : ndarray of int64, shape (n_rows,)
+            Committed rows, ascending.
+        index : optional
+            A numpy index into a frame. Blocks outside it are not read where it begins with
+            integers and slices.
+
+        Returns
+        -------
+        ndarray, shape (n_rows, *indexed)
+            Fill where nothing was written.
+
+        Raises
+        ------
+        IndexError
+            If the index does not fit the frame.
+        FormatError
+            If the data are damaged.
+        """
+        if self.form.layout is None:
+            return self._column(rows)[(slice(None), *_tuple(index))]
+        box, inside = _box(index, self.form.shape, self.form.dtype)
+        out = np.empty((len(rows), *(high - low for low, high in box)), self.form.dtype)
+        for shard, where in _by_file(rows, self.form.rows):
+            self._read_shard(
+                shard,
+                rows[where] - shard * self.form.rows,
+                box,
+                out[where[0] : where[-1] + 1],
+            )
+        return out[(slice(None), *inside)] if inside else out
+
+    def _column(self, rows: Rows) -> npt.NDArray[Any]:
+        out = np.empty((len(rows), *self.form.shape), self.form.dtype)
+        for chunk, where in _by_file(rows, self.form.rows):
+            path = self._path / chunk_key(chunk, self._ndim)
+            values = math.prod(self.form.shape)
+            local = rows[where] - chunk * self.form.rows
+            try:
+                # Only up to the last row wanted: a column of vectors is large.
+                stored = np.fromfile(path, self.form.dtype, (int(local[-1]) + 1) * values)
+                out[where] = stored.reshape(-1, *self.form.shape)[local]
+            except FileNotFoundError:
+                out[where] = np.frombuffer(self.form.absent(), self.form.dtype).reshape(
+                    self.form.shape
+                )
+            except (ValueError, IndexError) as error:
+                raise FormatError(str(path), "it is too short") from error
+        return out
+
+    def _index(self, shard: int) -> list[tuple[int, int]] | None:
+        """Return the slots of a shard, None when there is no file."""
+        return self._retried(shard, self._read_index)
+
+    def _read_index(self, fd: int) -> list[tuple[int, int]]:
+        assert self.form.layout is not None
+        length = index_bytes(self.form.layout.slots)
+        raw = os.pread(fd, length, max(0, os.fstat(fd).st_size - length))
+        if len(raw) != length:
+            raise ChecksumError
+        return parse_index(raw)
+
+    def _retried(self, shard: int, read: Callable[[int], T]) -> T | None:
+        path = self._path / chunk_key(shard, self._ndim)
+        for _ in range(_TRIES):
+            try:
+                fd = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                return None
+            try:
+                return read(fd)
+            except ChecksumError:
+                continue
+            finally:
+                os.close(fd)
+        raise FormatError(str(path), "a checksum does not fit")
+
+    def _read_shard(
+        self, shard: int, rows: Rows, box: Sequence[tuple[int, int]], out: npt.NDArray[Any]
+    ) -> None:
+        def read(fd: int) -> bool:
+            entries = self._read_index(fd)
+            for row, target in zip(rows.tolist(), out, strict=True):
+                self._read_row(fd, entries, row, box, target)
+            return True
+
+        if self._retried(shard, read) is None:
+            out[...] = fill_value(self.form.dtype)
+
+    def _read_row(
+        self,
+        fd: int,
+        entries: list[tuple[int, int]],
+        row: int,
+        box: Sequence[tuple[int, int]],
+        target: npt.NDArray[Any],
+    ) -> None:
+        layout = self.form.layout
+        assert layout is not None
+        first = row * layout.blocks
+        if entries[first][0] == EMPTY:
+            target[...] = fill_value(self.form.dtype)
+            return
+        if target.shape == layout.shard[1:]:  # whole blocks only: they are pieces of the flat frame
+            for number, piece in enumerate(target.reshape(layout.blocks, -1)):
+                self._read_block(fd, entries[first + number], piece)
+            return
+        low = [start // length for (start, _), length in zip(box, layout.block, strict=True)]
+        high = [-(-stop // length) for (_, stop), length in zip(box, layout.block, strict=True)]
+        extents = [(h - lo) * length for lo, h, length in zip(low, high, layout.block, strict=True)]
+        region = np.empty(extents, self.form.dtype)
+        block = np.empty(layout.block, self.form.dtype)
+        for position in itertools.product(*map(range, low, high)):
+            number = int(np.ravel_multi_index(position, layout.grid))
+            self._read_block(fd, entries[first + number], block)
+            corner = [(p - lo) * n for p, lo, n in zip(position, low, layout.block, strict=True)]
+            region[tuple(slice(c, c + n) for c, n in zip(corner, layout.block, strict=True))] = (
+                block
+            )
+        crop = [
+            slice(start - lo * length, stop - lo * length)
+            for (start, stop), lo, length in zip(box, low, layout.block, strict=True)
+        ]
+        target[...] = region[tuple(crop)]
+
+    def _read_block(self, fd: int, entry: tuple[int, int], out: npt.NDArray[Any]) -> None:
+        offset, length = entry
+        stored = os.pread(fd, length, offset)
+        if len(stored) != length:
+            raise ChecksumError
+        self.form.codec.decode(np.frombuffer(stored, np.uint8), out)
+
+
+def _by_file(rows: Rows, per_file: int) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+    """Yield each file's number and the positions of the rows in it."""
+    files = rows // per_file
+    for number in np.unique(files).tolist():
+        yield number, np.flatnonzero(files == number)
+
+
+def _tuple(index: Index) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _box(
+    index: Index, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> tuple[list[tuple[int, int]], tuple[Any, ...]]:
+    """Return the smallest box that holds what an index picks, and the index inside it."""
+    items = _tuple(index)
+    np.broadcast_to(np.empty((), dtype), shape)[items]  # raises as numpy does
+    whole = [(0, length) for length in shape]
+    if any(item is Ellipsis for item in items):
+        if sum(item is not Ellipsis and item is not None for item in items) > len(shape):
+            return whole, items
+        at = next(i for i, item in enumerate(items) if item is Ellipsis)
+        given = len(items) - 1
+        items = (*items[:at], *([slice(None)] * (len(shape) - given)), *items[at + 1 :])
+    if not all(isinstance(item, slice | int | np.integer) for item in items):
+        return whole, _tuple(index)
+    box = list(whole)
+    inside: list[slice | int] = []
+    for axis, item in enumerate(items):
+        if isinstance(item, slice):
+            picked = range(*item.indices(shape[axis]))
+            low, high = (min(picked), max(picked) + 1) if len(picked) else (0, 0)
+            stop = picked.stop - low
+            inside.append(slice(picked.start - low, stop if stop >= 0 else None, picked.step))
+            box[axis] = (low, high)
+            if not len(picked):
+                return whole, _tuple(index)
+        else:
+            position = int(item) % shape[axis]
+            box[axis] = (position, position + 1)
+            inside.append(0)
+    return box, tuple(inside)

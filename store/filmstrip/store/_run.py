@@ -1,0 +1,502 @@
+"""Runs: the only place that opens a run and says what is in it."""
+
+from __future__ import annotations
+
+import html
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from filmstrip.store._metadata import Json, run_attributes
+from filmstrip.store._names import (
+    FRAME_KINDS,
+    HEALTH,
+    SCALARS,
+    STATISTICS,
+    canonical,
+    statistics_group,
+)
+from filmstrip.store._select import Selector, nearest_names, select
+from filmstrip.store._statistics import Statistics
+from filmstrip.store._strip import Strip
+from filmstrip.store._summary import derive
+from filmstrip.store._view import GroupView, Series
+from filmstrip.store.errors import FormatError, KindNotFoundError, LayerNotFoundError
+
+Steps = npt.NDArray[np.int64]
+
+
+class NonFinite(NamedTuple):
+    """Where numbers first stopped being finite."""
+
+    step: int
+    kind: str
+    layer: str
+    nan: int
+    posinf: int
+    neginf: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a run is doing.
+
+    Attributes
+    ----------
+    path : str
+        The run.
+    state : str
+        ``"running"``, ``"finished"`` (closed) or ``"stopped"`` (its process ended without closing).
+    attempt : int
+        How often somebody attached to it.
+    last_step : int or None
+        Last step committed.
+    age : float or None
+        Seconds since then.
+    steps : dict
+        Committed steps by group.
+    dropped, errors : int
+        Captures dropped, and writes that failed.
+    bytes : int
+        On disk.
+    """
+
+    path: str
+    state: str
+    attempt: int
+    last_step: int | None
+    age: float | None
+    steps: dict[str, int]
+    dropped: int
+    errors: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return asdict(self)
+
+
+class _Strips(Mapping[str, Strip]):
+    """The strips of one kind by layer, in forward order."""
+
+    def __init__(self, run: Run, kind: str) -> None:
+        self._run, self._kind = run, kind
+
+    def _names(self) -> dict[str, str]:
+        return self._run.view(self._kind).layers() if self._kind in self._run.groups() else {}
+
+    def __getitem__(self, layer: str) -> Strip:
+        return self._run.strip(self._kind, layer)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def __repr__(self) -> str:
+        return f"<{self._kind}: {', '.join(self) or 'none'}>"
+
+
+class _Scalars(Mapping[str, Series]):
+    """The scalars by the names under which they were logged."""
+
+    def __init__(self, run: Run, kind: str = SCALARS) -> None:
+        self._run, self._kind = run, kind
+
+    def _names(self) -> dict[str, str]:
+        if self._kind not in self._run.groups():
+            return {}
+        documents = self._run.view(self._kind).documents
+        return {
+            document["attributes"]["filmstrip"]["original"]: name
+            for name, document in documents.items()
+            if document["attributes"]
+        }
+
+    def __getitem__(self, name: str) -> Series:
+        names = self._names()
+        array = names.get(name)
+        if array is None:  # `train/loss` and `train.loss` are one name
+            array = {canonical(original): array for original, array in names.items()}.get(
+                canonical(name)
+            )
+        if array is None:
+            raise LayerNotFoundError(
+                name,
+                f"the {self._kind} of {self._run.name}",
+                nearest_names(name, list(names)),
+            )
+        return self._run.view(self._kind).series(array)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def __repr__(self) -> str:
+        return f"<{self._kind}: {', '.join(self) or 'none'}>"
+
+
+class Run:
+    """A run, read only; live or finished. Obtained from `open_run`.
+
+    Every question is answered from the store as it is at that moment.
+
+    Attributes
+    ----------
+    path : Path
+        Where it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._views: dict[str, GroupView] = {}
+        run_attributes(path)
+
+    @property
+    def attributes(self) -> Json:
+        """What the store says of the run."""
+        return run_attributes(self.path)
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.resolve().name
+
+    @property
+    def id(self) -> str:
+        """Identity of the run, which copies share."""
+        return str(self.attributes["run_id"])
+
+    @property
+    def metadata(self) -> Json:
+        """What the user kept with the run."""
+        return dict(self.attributes.get("metadata", {}))
+
+    def groups(self) -> tuple[str, ...]:
+        """Return the paths of all groups, statistics and health included."""
+        return tuple(self.attributes["groups"])
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of which the run holds something, ``"scalars"`` included."""
+        return tuple(sorted(g for g in self.groups() if g in FRAME_KINDS or g == SCALARS))
+
+    def view(self, group: str) -> GroupView:
+        """Return one group.
+
+        Raises
+        ------
+        KindNotFoundError
+            If the run has no such group.
+        """
+        if group not in self.groups():
+            raise KindNotFoundError(str(self.path), group, self.kinds)
+        if group not in self._views:
+            self._views[group] = GroupView(self.path, group)
+        return self._views[group]
+
+    def group_steps(self, group: str) -> Steps:
+        """Return the committed steps of a group."""
+        return self.view(group).steps()
+
+    def layers(self, kind: str, pattern: Selector = "*") -> list[str]:
+        """Return the layers of a kind that a selector matches.
+
+        Parameters
+        ----------
+        kind : str
+            The kind.
+        pattern : str or iterable of str
+            A glob whose ``*`` crosses dots, a regular expression behind ``re:``, or several.
+
+        Returns
+        -------
+        list of str
+            In forward order.
+
+        Raises
+        ------
+        KindNotFoundError
+            If the run has nothing of the kind.
+        LayerNotFoundError
+            If nothing matches. Names the nearest layers.
+        """
+        names = list(_Scalars(self)) if kind == SCALARS else list(self._frames(kind).layers())
+        chosen = select(pattern, names)
+        if not chosen:
+            shown = pattern if isinstance(pattern, str) else ", ".join(pattern)
+            raise LayerNotFoundError(shown, f"{kind} in {self.name}", nearest_names(pattern, names))
+        return chosen
+
+    def _frames(self, kind: str) -> GroupView:
+        if kind not in FRAME_KINDS:
+            raise KindNotFoundError(str(self.path), kind, self.kinds)
+        return self.view(kind)
+
+    def strip(self, kind: str, layer: str) -> Strip:
+        """Return one layer of one kind.
+
+        Parameters
+        ----------
+        kind, layer : str
+            What to return; a layer also by the framework's own name.
+
+        Returns
+        -------
+        Strip
+            Its frames over steps.
+
+        Raises
+        ------
+        KindNotFoundError
+            If the run has nothing of the kind.
+        LayerNotFoundError
+            If there is no such layer. Names the nearest ones.
+        """
+        group = self._frames(kind)
+        names = group.layers()
+        for name in (layer, canonical(layer)):
+            if name in names:
+                return Strip(self, group, kind, name, names[name])
+        raise LayerNotFoundError(layer, f"{kind} in {self.name}", nearest_names(layer, list(names)))
+
+    @property
+    def activations(self) -> Mapping[str, Strip]:
+        """Outputs of modules, by layer."""
+        return _Strips(self, "activations")
+
+    @property
+    def weights(self) -> Mapping[str, Strip]:
+        """Parameters, by layer."""
+        return _Strips(self, "weights")
+
+    @property
+    def gradients(self) -> Mapping[str, Strip]:
+        """Gradients of parameters, by layer."""
+        return _Strips(self, "gradients")
+
+    @property
+    def inputs(self) -> Mapping[str, Strip]:
+        """Inputs of the model, by name."""
+        return _Strips(self, "inputs")
+
+    @property
+    def images(self) -> Mapping[str, Strip]:
+        """Images kept by the training code, by name."""
+        return _Strips(self, "images")
+
+    @property
+    def scalars(self) -> Mapping[str, Series]:
+        """Scalars by name; a step at which one was not logged is not in its series."""
+        return _Scalars(self)
+
+    @property
+    def health(self) -> Mapping[str, Series]:
+        """What capture itself cost, and what it lost, by name."""
+        return _Scalars(self, HEALTH)
+
+    def steps(self, kind: str) -> Steps:
+        """Return the committed steps of a kind.
+
+        Raises
+        ------
+        KindNotFoundError
+            If the run has nothing of the kind.
+        """
+        return self.view(kind).steps()
+
+    def statistics(self, kind: str) -> Statistics:
+        """Return the stored statistics of a kind.
+
+        Raises
+        ------
+        KindNotFoundError
+            If the run has no statistics of the kind.
+        """
+        if statistics_group(kind) not in self.groups():
+            described = [
+                g.partition("/")[2] for g in self.groups() if g.startswith(f"{STATISTICS}/")
+            ]
+            raise KindNotFoundError(str(self.path), f"statistics of {kind}", described)
+        return Statistics(self.view(statistics_group(kind)), kind)
+
+    def nonfinite(self) -> NonFinite | None:
+        """Return the first step, and its first layer in forward order, with NaN or infinity.
+
+        Returns
+        -------
+        NonFinite or None
+            None when all statistics are of finite values. Of one step, activations come before
+            gradients and gradients before weights, as they arise.
+        """
+        first: NonFinite | None = None
+        for kind in ("activations", "gradients", "weights"):
+            if statistics_group(kind) not in self.groups():
+                continue
+            statistics = self.statistics(kind)
+            for layer in statistics.layers:
+                steps, values = statistics.values(layer)
+                counts = [derive(values, name) for name in ("nan", "posinf", "neginf")]
+                bad = np.flatnonzero(sum(counts) > 0)
+                if bad.size and (first is None or steps[bad[0]] < first.step):
+                    nan, posinf, neginf = (int(count[bad[0]]) for count in counts)
+                    first = NonFinite(int(steps[bad[0]]), kind, layer, nan, posinf, neginf)
+        return first
+
+    def follow(self, kind: str, *, poll: float = 0.2) -> Iterator[int]:
+        """Yield the steps of a kind, those that are there and those that a live run adds.
+
+        Parameters
+        ----------
+        kind : str
+            The kind.
+        poll : float
+            Seconds between looks.
+
+        Yields
+        ------
+        int
+            Steps, ascending; a run that is resumed from an earlier step repeats some. Ends when the
+            run is no longer running.
+        """
+        last = -1
+        while True:
+            running = self.status().state == "running"
+            steps = self.steps(kind) if kind in self.groups() else np.empty(0, np.int64)
+            if steps.size and steps[-1] < last:
+                last = -1 if not (steps < last).any() else int(steps[steps < last][-1])
+            for step in steps[steps > last].tolist():
+                last = step
+                yield step
+            if not running:
+                return
+            time.sleep(poll)
+
+    def status(self) -> Status:
+        """Return how the run is doing."""
+        attributes = self.attributes
+        steps, last_step, last_time = {}, None, None
+        for group in self.groups():
+            view = self.view(group)
+            kept = view.steps()
+            steps[group] = len(kept)
+            if len(kept):
+                last_step = max(int(kept[-1]), last_step or 0)
+                written = float(view.wall_times(np.array([len(kept) - 1]))[0])
+                last_time = max(written, last_time or 0.0)
+        health = self.health
+        totals = {
+            name: int(np.nansum(health[name].values)) if name in health else 0
+            for name in ("dropped", "errors")
+        }
+        return Status(
+            path=str(self.path),
+            state=_state(attributes["attempts"]),
+            attempt=len(attributes["attempts"]),
+            last_step=last_step,
+            age=None if last_time is None else max(0.0, time.time() - last_time),
+            steps=steps,
+            bytes=disk_bytes(self.path),
+            **totals,
+        )
+
+    def close(self) -> None:
+        """Do nothing: a run that is read holds no files open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Run {self.path}: {', '.join(self.kinds) or 'empty'}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{kind}</td><td>{len(self.layers(kind))}</td><td>{len(self.steps(kind))}</td></tr>"
+            for kind in self.kinds
+        )
+        head = "<tr><th>kind</th><th>layers</th><th>steps</th></tr>"
+        return f"<b>{html.escape(str(self.path))}</b><table>{head}{rows}</table>"
+
+
+def _state(attempts: list[Json]) -> str:
+    if not attempts or "ended" in attempts[-1]:
+        return "finished"
+    latest = attempts[-1]
+    if latest["host"] != socket.gethostname():
+        return "running"  # it cannot be seen from here; its age tells
+    try:
+        os.kill(latest["pid"], 0)
+    except ProcessLookupError:
+        return "stopped"
+    except PermissionError:
+        return "running"
+    return "running"
+
+
+def disk_bytes(path: Path) -> int:
+    """Return the bytes that a folder takes on the disk; holes take none."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for file in files:
+            try:
+                total += os.stat(os.path.join(folder, file)).st_blocks * 512  # noqa: PTH116, PTH118
+            except FileNotFoundError:  # renamed meanwhile
+                continue
+    return total
+
+
+def open_run(run: str | os.PathLike[str]) -> Run:
+    """Open a run for reading, live or finished.
+
+    Parameters
+    ----------
+    run : str or path-like
+        Local path.
+
+    Returns
+    -------
+    Run
+        The run.
+
+    Raises
+    ------
+    RunNotFoundError
+        If there is nothing at the path.
+    NotARunError
+        If it is not a filmstrip run.
+    FormatError
+        If a newer filmstrip wrote it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from filmstrip.store import create_run
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> with create_run(f"{folder.name}/run.zarr") as run:
+    ...     run.log(0, {"loss": 0.5})
+    >>> open_run(f"{folder.name}/run.zarr").scalars["loss"].values
+    array([0.5])
+    """
+    location = os.fspath(run)
+    if "://" in location:
+        raise FormatError(location, "runs are read from a local path")
+    return Run(Path(location))
