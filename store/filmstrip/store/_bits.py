@@ -188,10 +188,10 @@ def rebin(
         if curve is not None:
             at, total = curve
             reached = np.interp(wanted, at, total, left=0.0, right=total[-1])
-            # The last bin is closed; the first edge has everything on its right.
-            reached[-1] = total[-1] if wanted[-1] >= at[-1] else reached[-1]
-            if wanted[0] == at[0]:
+            if wanted[0] <= low:
                 reached[0] = 0.0
+            if wanted[-1] >= (at[-1] if np.isnan(high) else high):  # the last bin is closed
+                reached[-1] = total[-1]
             target[:] = np.diff(reached)
     return result[0] if np.ndim(counts) == 1 else result
 
@@ -204,15 +204,13 @@ def _cumulative(row: npt.NDArray[Any], low: float, high: float) -> tuple[Floats,
         return None
     first, last = int(occupied[0]), int(occupied[-1])
     at = bin_edges()[first : last + 2].copy()
-    if not np.isnan(low):
-        at[0] = low
-    if not np.isnan(high):
-        at[-1] = max(high, at[-2], low if not np.isnan(low) else -np.inf)
-    if at[-1] <= at[0]:  # one value only: a step, given a width that no edge can fall into
-        at = np.array([at[0], np.nextafter(at[0], np.inf)])
-        return at, np.array([0.0, finite.sum()])
     total = np.concatenate([[0.0], np.cumsum(finite[first : last + 1])])
-    return np.maximum.accumulate(at), total
+    # A bin without width is a step: it gets a width that no edge can fall into.
+    if not np.isnan(low):
+        at[0] = low if low < at[1] else np.nextafter(at[1], -np.inf)
+    if not np.isnan(high):
+        at[-1] = high if high > at[-2] else np.nextafter(at[-2], np.inf)
+    return at, total
 
 
 def quantiles(
@@ -260,5 +258,6 @@ def quantiles(
             at, total = curve
             rising = np.append(True, np.diff(total) > 0)
             rising[:-1] |= rising[1:]  # keep both ends of a bin that holds something
-            target[:] = np.interp(wanted * total[-1], total[rising], at[rising])
+            found = np.interp(wanted * total[-1], total[rising], at[rising])
+            target[:] = np.fmax(np.fmin(found, high), low)
     return result[0] if np.ndim(counts) == 1 else result

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 SLOTS = 255  # an index of 255 entries and its checksum fit one 4 KiB page
 BLOCK_BYTES = 4 << 20
-SMALLEST_BLOCK = 1 << 20
 LARGEST_BLOCK = 1 << 30  # blosc refuses 2 GiB
 SHARD_BYTES = 64 << 20
 COLUMN_BYTES = 1 << 20
@@ -86,38 +85,56 @@ def lay_out(shape: tuple[int, ...], itemsize: int, block: tuple[int, ...] | None
     255
     """
     extents = tuple(max(1, length) for length in shape)  # an axis of length 0 has chunks of 1
-    if block is None:
-        block = _block(extents, itemsize)
-    grid = tuple(-(-extent // length) for extent, length in zip(extents, block, strict=True))
-    blocks = math.prod(grid)
+    chosen = block or _block(extents, itemsize)
+    blocks = _blocks(extents, chosen)
     if blocks > SLOTS:
         raise ValueError(f"frames of shape {shape} are too large: {blocks} blocks, at most {SLOTS}")
+    grid = tuple(-(-extent // length) for extent, length in zip(extents, chosen, strict=True))
     frame_bytes = math.prod(extents) * itemsize
     rows = max(1, min(SHARD_BYTES // frame_bytes, SLOTS // blocks))
-    return Layout(shape, block, grid, rows)
+    return Layout(shape, chosen, grid, rows)
+
+
+def _blocks(extents: tuple[int, ...], block: tuple[int, ...]) -> int:
+    return math.prod(-(-extent // length) for extent, length in zip(extents, block, strict=True))
 
 
 def _block(extents: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    frame_bytes = math.prod(extents) * itemsize
-    largest = min(LARGEST_BLOCK, max(BLOCK_BYTES, 2 * -(-frame_bytes // SLOTS)))
+    """Return the smallest block from 4 MiB on with which a row fits the slots of a shard."""
+    largest, block = min(BLOCK_BYTES, LARGEST_BLOCK), extents
+    while True:
+        for dividing in (True, False):
+            block = _cut(extents, itemsize, largest, dividing=dividing)
+            if _blocks(extents, block) <= SLOTS:
+                return block
+        if largest == LARGEST_BLOCK:
+            return block
+        largest = min(2 * largest, LARGEST_BLOCK)
+
+
+def _cut(
+    extents: tuple[int, ...], itemsize: int, largest: int, *, dividing: bool
+) -> tuple[int, ...]:
+    """Return a block of at most so many bytes: leading axes of 1, then a cut, then whole axes."""
     block = list(extents)
     for axis, extent in enumerate(extents):
         inner = math.prod(extents[axis + 1 :]) * itemsize
         if extent * inner <= largest:
             break
         most = largest // inner
-        block[axis] = max(1, most)
         if most >= 1:
-            block[axis] = _even(extent, most, max(1, SMALLEST_BLOCK // inner))
+            block[axis] = _even(extent, most, dividing=dividing)
             break
+        block[axis] = 1
     return tuple(block)
 
 
-def _even(extent: int, most: int, least: int) -> int:
-    """Return a length that divides the axis, else one that leaves the least padding."""
-    for length in range(most, least - 1, -1):
-        if extent % length == 0:
-            return length
+def _even(extent: int, most: int, *, dividing: bool) -> int:
+    """Return a length that divides the axis, if there is one near; else that with least padding."""
+    if dividing:
+        for length in range(most, most // 2, -1):
+            if extent % length == 0:
+                return length
     return -(-extent // -(-extent // most))
 
 

@@ -145,6 +145,6 @@ def run_attributes(path: Path) -> Json:
     if not isinstance(version, int) or version > FORMAT:
         raise FormatError(
             str(path),
-            f"it has format {version}, and this filmstrip reads up to {FORMAT}; upgrade filmstrip",
+            f"it has format {version}, this filmstrip reads up to {FORMAT}; upgrade it",
         )
     return attributes

@@ -74,7 +74,7 @@ class ArrayReader:
         absent = np.frombuffer(self.form.absent(), np.uint8)
         if not absent.any():  # integers have no value to spare: every row counts
             return np.ones(len(rows), bool)
-        raw = self.read(rows).reshape(len(rows), -1).view(np.uint8)
+        raw = self.read(rows).view(np.uint8).reshape(len(rows), absent.size)
         return np.asarray((raw != absent).any(axis=1))
 
     def read(self, rows: Rows, index: Index = ()) -> npt.NDArray[Any]:

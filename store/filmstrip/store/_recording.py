@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, SupportsFloat, get_args
 
 from filmstrip.store import _files
 from filmstrip.store._codec import COMPRESSIONS, Compression
@@ -211,7 +211,7 @@ class RunWriter:
                 self._publish_group(name)
         return self._statistics[kind]
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Write scalars of a step; several calls at one step make one row.
 
         Parameters
@@ -230,11 +230,11 @@ class RunWriter:
         """
         self._log(SCALARS, step, values)
 
-    def log_health(self, step: int, values: Mapping[str, float]) -> None:
+    def log_health(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Write what capture itself cost at a step; see `log`."""
         self._log(HEALTH, step, values)
 
-    def _log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+    def _log(self, kind: str, step: int, values: Mapping[str, SupportsFloat]) -> None:
         with self._lock, self._translated():
             if kind not in self._scalars:
                 self._scalars[kind] = ScalarWriter(self._group(kind), kind)
@@ -433,8 +433,8 @@ def create_run(
     Examples
     --------
     >>> import tempfile
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> with create_run(f"{folder.name}/run.zarr", metadata={"seed": 1}) as run:
+    >>> folder = tempfile.mkdtemp()
+    >>> with create_run(f"{folder}/run.zarr", metadata={"seed": 1}) as run:
     ...     run.log(0, {"loss": 0.5})
     """
     if if_exists not in get_args(IfExists):

@@ -490,10 +490,10 @@ def open_run(run: str | os.PathLike[str]) -> Run:
     --------
     >>> import tempfile
     >>> from filmstrip.store import create_run
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> with create_run(f"{folder.name}/run.zarr") as run:
+    >>> folder = tempfile.mkdtemp()
+    >>> with create_run(f"{folder}/run.zarr") as run:
     ...     run.log(0, {"loss": 0.5})
-    >>> open_run(f"{folder.name}/run.zarr").scalars["loss"].values
+    >>> open_run(f"{folder}/run.zarr").scalars["loss"].values
     array([0.5])
     """
     location = os.fspath(run)

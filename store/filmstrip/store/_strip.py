@@ -107,12 +107,12 @@ class Strip:
         --------
         >>> import numpy as np, tempfile
         >>> from filmstrip.store import FrameSpec, create_run, open_run
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> with create_run(f"{folder.name}/run.zarr") as run:
+        >>> folder = tempfile.mkdtemp()
+        >>> with create_run(f"{folder}/run.zarr") as run:
         ...     writer = run.writer("weights", {"fc": FrameSpec((2,), "float32")})
         ...     for step in (0, 100):
         ...         writer.append(step, {"fc": np.full(2, step, np.float32)})
-        >>> open_run(f"{folder.name}/run.zarr").weights["fc"].frame(90, nearest=True)
+        >>> open_run(f"{folder}/run.zarr").weights["fc"].frame(90, nearest=True)
         array([100., 100.], dtype=float32)
         """
         step, row = self._find(int(step), nearest=nearest)
@@ -183,12 +183,12 @@ class Strip:
         --------
         >>> import numpy as np, tempfile
         >>> from filmstrip.store import FrameSpec, create_run, open_run
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> with create_run(f"{folder.name}/run.zarr") as run:
+        >>> folder = tempfile.mkdtemp()
+        >>> with create_run(f"{folder}/run.zarr") as run:
         ...     writer = run.writer("weights", {"fc": FrameSpec((4, 2), "float32")})
         ...     for step in range(0, 50, 10):
         ...         writer.append(step, {"fc": np.full((4, 2), step, np.float32)})
-        >>> open_run(f"{folder.name}/run.zarr").weights["fc"].read(slice(10, 40), index=(0, 1))
+        >>> open_run(f"{folder}/run.zarr").weights["fc"].read(slice(10, 40), index=(0, 1))
         array([10., 20., 30.], dtype=float32)
         """
         everything = self._group.steps()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import numpy.typing as npt
@@ -123,11 +123,11 @@ class KindWriter:
         --------
         >>> import numpy as np, tempfile
         >>> from filmstrip.store import FrameSpec, create_run, open_run
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> with create_run(f"{folder.name}/run.zarr") as run:
+        >>> folder = tempfile.mkdtemp()
+        >>> with create_run(f"{folder}/run.zarr") as run:
         ...     writer = run.writer("activations", {"conv1": FrameSpec((2, 3), "float32")})
         ...     writer.append(0, {"conv1": np.ones((2, 3), np.float32)})
-        >>> open_run(f"{folder.name}/run.zarr").activations["conv1"].frame(0).sum()
+        >>> open_run(f"{folder}/run.zarr").activations["conv1"].frame(0).sum()
         np.float32(6.0)
         """
         step = self._group.check_step(step)
@@ -252,7 +252,7 @@ class ScalarWriter:
             if document["attributes"]
         }
 
-    def log(self, step: int, values: Mapping[str, float]) -> bool:
+    def log(self, step: int, values: Mapping[str, SupportsFloat]) -> bool:
         """Write numbers of one step; a later call at the same step adds to it.
 
         Returns

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from filmstrip.store._names import array_name, canonical, chunk_index, chunk_key
+
+
+def test_wrapper_prefixes_are_not_part_of_a_layers_name() -> None:
+    names = ["module._orig_mod.conv1.weight", "_fsdp_wrapped_module.a._checkpoint_wrapped_module.b"]
+
+    assert [canonical(name) for name in names] == ["conv1.weight", "a.b"]
+
+
+def test_a_child_that_is_really_called_module_keeps_its_name() -> None:
+    assert canonical("encoder.module.weight") == "encoder.module.weight"
+
+
+@given(
+    st.lists(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=300), unique=True
+    )
+)
+def test_array_names_are_distinct_on_any_file_system_and_never_reserved(names: list[str]) -> None:
+    taken: list[str] = []
+    for name in names:
+        taken.append(array_name(name, taken))
+
+    assert len({name.casefold() for name in taken}) == len(names)
+    assert not any(
+        "/" in name or name in ("step", "wall_time", "samples", ".", "..", "") for name in taken
+    )
+    assert not any(name.startswith("_") for name in taken)
+    assert all(len(name.encode()) <= 255 for name in taken)
+
+
+def test_a_long_name_keeps_its_beginning_and_differs_from_its_neighbour() -> None:
+    first, second = array_name("layer." * 50 + "a"), array_name("layer." * 50 + "b")
+
+    assert first[:160] == second[:160]
+    assert first != second
+
+
+@given(st.integers(0, 10**9), st.integers(1, 6))
+def test_a_chunks_number_is_read_back_from_its_file_name(index: int, ndim: int) -> None:
+    assert chunk_index(chunk_key(index, ndim)) == index
+
+
+def test_other_files_are_not_chunks() -> None:
+    assert [chunk_index(name) for name in ("zarr.json", "c.1.0.12.partial", "c.x")] == [None] * 3
