@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from filmstrip.store._attach import create_run
     from filmstrip.store._bits import BINS, bin_edges, bit_histogram, quantiles, rebin
     from filmstrip.store._frame import FrameSpec
-    from filmstrip.store._recording import RunWriter, create_run
-    from filmstrip.store._run import NonFinite, Run, Status, open_run
+    from filmstrip.store._recording import RunWriter
+    from filmstrip.store._run import NonFinite, Run, open_run
     from filmstrip.store._select import select
     from filmstrip.store._statistics import Statistics
+    from filmstrip.store._status import Status
     from filmstrip.store._strip import Strip
     from filmstrip.store._summary import STATISTICS, summarize
     from filmstrip.store._view import Series
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "_bits": ("BINS", "bin_edges", "bit_histogram", "quantiles", "rebin"),
     "_frame": ("FrameSpec",),
-    "_recording": ("RunWriter", "create_run"),
-    "_run": ("NonFinite", "Run", "Status", "open_run"),
+    "_attach": ("create_run",),
+    "_recording": ("RunWriter",),
+    "_run": ("NonFinite", "Run", "open_run"),
+    "_status": ("Status",),
     "_select": ("select",),
     "_statistics": ("Statistics",),
     "_strip": ("Strip",),

@@ -1,54 +1,30 @@
-"""Recording: the only place that creates a run, attaches to one, rewinds it and closes it."""
+"""Recording: the only place that writes a run: its groups, its commits, its rewinding, its end."""
 
 from __future__ import annotations
 
 import atexit
-import json
+import contextlib
 import logging
 import os
-import secrets
-import shutil
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, SupportsFloat, get_args
+from typing import Self, SupportsFloat
 
 from filmstrip.store import _files
-from filmstrip.store._codec import COMPRESSIONS, Compression
+from filmstrip.store._codec import Compression
 from filmstrip.store._frame import FrameSpec
 from filmstrip.store._group import GroupWriter
 from filmstrip.store._lock import WriterLock
-from filmstrip.store._metadata import (
-    FORMAT,
-    Json,
-    group_text,
-    parent_groups,
-    run_attributes,
-)
-from filmstrip.store._names import (
-    FRAME_KINDS,
-    HEALTH,
-    LOCK,
-    METADATA,
-    RANKS,
-    SCALARS,
-    statistics_group,
-)
+from filmstrip.store._metadata import Json, group_text, parent_groups
+from filmstrip.store._names import FRAME_KINDS, HEALTH, METADATA, SCALARS, statistics_group
 from filmstrip.store._summary import STATISTICS
 from filmstrip.store._writer import KindWriter, ScalarWriter, StatisticsWriter
-from filmstrip.store.errors import (
-    NotARunError,
-    RunExistsError,
-    RunLockedError,
-    RunNotFoundError,
-    StoreError,
-    StoreWriteError,
-)
+from filmstrip.store.errors import RunLockedError, StoreError, StoreWriteError
 
-IfExists = Literal["auto", "resume", "fail", "new", "overwrite"]
 PUBLISH_SECONDS = 1.0
 
 logger = logging.getLogger("filmstrip")
@@ -163,7 +139,7 @@ class RunWriter:
             raise ValueError(
                 f"there is no kind {kind!r} of frames; there are: {', '.join(FRAME_KINDS)}"
             )
-        with self._lock, self._translated():
+        with self._lock, translated(self.path):
             if kind not in self._kinds:
                 self._kinds[kind] = KindWriter(self._group(kind), kind, self._compression)
             self._kinds[kind].add(specs)
@@ -193,7 +169,7 @@ class RunWriter:
             If the arrays could not be made.
         """
         name = statistics_group(kind)
-        with self._lock, self._translated():
+        with self._lock, translated(self.path):
             attributes = {
                 "kind": kind,
                 "layers": list(layers),
@@ -235,7 +211,7 @@ class RunWriter:
         self._log(HEALTH, step, values)
 
     def _log(self, kind: str, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        with self._lock, self._translated():
+        with self._lock, translated(self.path):
             if kind not in self._scalars:
                 self._scalars[kind] = ScalarWriter(self._group(kind), kind)
             if self._scalars[kind].log(step, values):
@@ -250,9 +226,6 @@ class RunWriter:
             self._groups[name] = group
             self._attributes["groups"] = list(self._groups)
         return self._groups[name]
-
-    def _translated(self) -> _Translated:
-        return _Translated(self.path)
 
     def pending(self, group: GroupWriter) -> None:
         """Publish a group now, or within a second of the last time; called under the lock."""
@@ -282,7 +255,7 @@ class RunWriter:
         StoreWriteError
             If the metadata could not be replaced. The rows stay pending.
         """
-        with self._lock, self._translated():
+        with self._lock, translated(self.path):
             self._check_lock()
             for name in sorted(self._pending):
                 self._groups[name].publish()
@@ -328,7 +301,7 @@ class RunWriter:
             if self._closed:
                 return
             try:
-                with self._translated():
+                with translated(self.path):
                     self._check_lock()
                     self._attributes["attempts"][-1]["ended"] = time.time()
                     for group in self._groups.values():
@@ -356,205 +329,12 @@ class RunWriter:
         self.close()
 
 
-class _Translated:
-    """OSError of anything inside becomes StoreWriteError."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, OSError) and not isinstance(error, StoreError):
-            raise StoreWriteError(error.errno or 0, str(error.filename or self._path)) from error
-
-
-def create_run(
-    run: str | os.PathLike[str],
-    *,
-    metadata: Mapping[str, Any] | None = None,
-    framework: str | None = None,
-    plan: Mapping[str, Any] | None = None,
-    if_exists: IfExists = "auto",
-    first_step: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    compression: Compression | None = None,
-    fsync: bool = False,
-) -> RunWriter:
-    """Create a run, or attach to one that is there.
-
-    Parameters
-    ----------
-    run : str or path-like
-        Local path, by custom ``run.zarr``.
-    metadata : mapping, optional
-        Anything that JSON can hold, kept with the run.
-    framework : str, optional
-        ``"pytorch"``, ``"tensorflow"``, …
-    plan : mapping, optional
-        What is being captured, kept with the run.
-    if_exists : {"auto", "resume", "fail", "new", "overwrite"}
-        ``"auto"`` resumes when `first_step` is known and above 0, and otherwise raises and touches
-        nothing. ``"resume"`` goes on, ``"new"`` makes ``run-2.zarr``, ``"overwrite"`` deletes.
-    first_step : int, optional
-        First step that will be written. On resuming, rows at and behind it are taken back.
-    rank, world_size : int
-        Of a job with several writing processes, each of which has a store of its own.
-    compression : {"zstd", "lz4", "none"}, optional
-        For all frames; by default activations, inputs and images are compressed and others are not.
-    fsync : bool
-        Survive a loss of power, not only the death of the process; costs a disk round trip a row.
-
-    Returns
-    -------
-    RunWriter
-        To be closed, best by ``with``.
-
-    Raises
-    ------
-    RunExistsError
-        If a run is there and `if_exists` does not say what to do.
-    RunLockedError
-        If another process is writing to it.
-    NotARunError
-        If something else is there.
-    StoreWriteError
-        If the path cannot be written.
-    ValueError
-        If an argument has no meaning.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = tempfile.mkdtemp()
-    >>> with create_run(f"{folder}/run.zarr", metadata={"seed": 1}) as run:
-    ...     run.log(0, {"loss": 0.5})
-    """
-    if if_exists not in get_args(IfExists):
-        raise ValueError(
-            f"if_exists={if_exists!r} has no meaning; use one of {', '.join(get_args(IfExists))}"
-        )
-    if compression is not None and compression not in COMPRESSIONS:
-        raise ValueError(
-            f"compression={compression!r} has no meaning; use one of {', '.join(COMPRESSIONS)}"
-        )
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank={rank} does not lie below world_size={world_size}")
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn an OSError of anything inside into a StoreWriteError."""
     try:
-        json.dumps([metadata, plan])
-    except TypeError as error:
-        raise ValueError(f"metadata and plan must be what JSON can hold: {error}") from None
-    location = os.fspath(run)
-    if "://" in location:
-        raise ValueError(f"runs are written to a local path; {location!r} is a URL")
-    path = Path(location)
-    if rank:
-        path = path / RANKS / f"{rank:04d}"
-    try:
-        path, lock, attributes = _attach(path, if_exists, first_step)
+        yield
     except OSError as error:
         if isinstance(error, StoreError):
             raise
         raise StoreWriteError(error.errno or 0, str(error.filename or path)) from error
-    if attributes is None:
-        attributes = {
-            "format": FORMAT,
-            "run_id": secrets.token_hex(8),
-            "created": time.time(),
-            "framework": framework,
-            "world_size": world_size,
-            "rank": rank,
-            "groups": [],
-            "attempts": [],
-            "plan": dict(plan or {}),
-            "metadata": dict(metadata or {}),
-        }
-    elif metadata:
-        attributes["metadata"] = {**attributes.get("metadata", {}), **metadata}
-    try:
-        return RunWriter(
-            path,
-            lock,
-            attributes,
-            first_step=first_step,
-            compression=compression,
-            fsync=fsync,
-        )
-    except BaseException as error:
-        lock.release()
-        if isinstance(error, OSError) and not isinstance(error, StoreError):
-            raise StoreWriteError(error.errno or 0, str(error.filename or path)) from error
-        raise
-
-
-def _attach(
-    path: Path, if_exists: IfExists, first_step: int | None
-) -> tuple[Path, WriterLock, Json | None]:
-    """Lock a store and return its attributes, None for one that has to be made."""
-    if not _taken(path):
-        path.mkdir(parents=True, exist_ok=True)
-        lock = WriterLock(path)
-        if not (path / METADATA).exists():
-            return path, lock, None
-        lock.release()  # somebody was faster, and has left already
-    attributes = run_attributes(path)
-    resumes = if_exists == "resume" or (if_exists == "auto" and bool(first_step))
-    if resumes:
-        lock = WriterLock(path)
-        return path, lock, run_attributes(path)
-    if if_exists == "overwrite":
-        return path, _emptied(path), None
-    if if_exists == "new":
-        return _attach(_unused(path), "fail", first_step)
-    raise RunExistsError(str(path), _last_step(path, attributes))
-
-
-def _taken(path: Path) -> bool:
-    try:
-        run_attributes(path)
-    except RunNotFoundError:
-        return False
-    except NotARunError:
-        if path.is_dir() and all(
-            child.name == LOCK or child.suffix == ".partial" for child in path.iterdir()
-        ):
-            return False  # an empty folder, or a start that was killed
-        raise
-    return True
-
-
-def _emptied(path: Path) -> WriterLock:
-    """Delete what a run holds, under its lock; the root goes first: no reader sees a part."""
-    lock = WriterLock(path)
-    _files.unlink(path / METADATA)
-    for child in path.iterdir():
-        if child.is_dir():
-            shutil.rmtree(child)
-        elif child.name != LOCK:
-            child.unlink()
-    return lock
-
-
-def _unused(path: Path) -> Path:
-    number = 2
-    while (candidate := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
-        number += 1
-    return candidate
-
-
-def _last_step(path: Path, attributes: Json) -> int | None:
-    from filmstrip.store._run import Run
-
-    last = [
-        int(steps[-1])
-        for name in attributes["groups"]
-        if (steps := Run(path).group_steps(name)).size
-    ]
-    return max(last, default=None)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import html
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from filmstrip.store._mappings import Scalars, Strips
 from filmstrip.store._metadata import Json, run_attributes
 from filmstrip.store._names import (
     FRAME_KINDS,
@@ -26,6 +25,7 @@ from filmstrip.store._names import (
 )
 from filmstrip.store._select import Selector, nearest_names, select
 from filmstrip.store._statistics import Statistics
+from filmstrip.store._status import Status, disk_bytes, state_of
 from filmstrip.store._strip import Strip
 from filmstrip.store._summary import derive
 from filmstrip.store._view import GroupView, Series
@@ -43,108 +43,6 @@ class NonFinite(NamedTuple):
     nan: int
     posinf: int
     neginf: int
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """How a run is doing.
-
-    Attributes
-    ----------
-    path : str
-        The run.
-    state : str
-        ``"running"``, ``"finished"`` (closed) or ``"stopped"`` (its process ended without closing).
-    attempt : int
-        How often somebody attached to it.
-    last_step : int or None
-        Last step committed.
-    age : float or None
-        Seconds since then.
-    steps : dict
-        Committed steps by group.
-    dropped, errors : int
-        Captures dropped, and writes that failed.
-    bytes : int
-        On disk.
-    """
-
-    path: str
-    state: str
-    attempt: int
-    last_step: int | None
-    age: float | None
-    steps: dict[str, int]
-    dropped: int
-    errors: int
-    bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        return asdict(self)
-
-
-class _Strips(Mapping[str, Strip]):
-    """The strips of one kind by layer, in forward order."""
-
-    def __init__(self, run: Run, kind: str) -> None:
-        self._run, self._kind = run, kind
-
-    def _names(self) -> dict[str, str]:
-        return self._run.view(self._kind).layers() if self._kind in self._run.groups() else {}
-
-    def __getitem__(self, layer: str) -> Strip:
-        return self._run.strip(self._kind, layer)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names())
-
-    def __len__(self) -> int:
-        return len(self._names())
-
-    def __repr__(self) -> str:
-        return f"<{self._kind}: {', '.join(self) or 'none'}>"
-
-
-class _Scalars(Mapping[str, Series]):
-    """The scalars by the names under which they were logged."""
-
-    def __init__(self, run: Run, kind: str = SCALARS) -> None:
-        self._run, self._kind = run, kind
-
-    def _names(self) -> dict[str, str]:
-        if self._kind not in self._run.groups():
-            return {}
-        documents = self._run.view(self._kind).documents
-        return {
-            document["attributes"]["filmstrip"]["original"]: name
-            for name, document in documents.items()
-            if document["attributes"]
-        }
-
-    def __getitem__(self, name: str) -> Series:
-        names = self._names()
-        array = names.get(name)
-        if array is None:  # `train/loss` and `train.loss` are one name
-            array = {canonical(original): array for original, array in names.items()}.get(
-                canonical(name)
-            )
-        if array is None:
-            raise LayerNotFoundError(
-                name,
-                f"the {self._kind} of {self._run.name}",
-                nearest_names(name, list(names)),
-            )
-        return self._run.view(self._kind).series(array)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names())
-
-    def __len__(self) -> int:
-        return len(self._names())
-
-    def __repr__(self) -> str:
-        return f"<{self._kind}: {', '.join(self) or 'none'}>"
 
 
 class Run:
@@ -232,7 +130,9 @@ class Run:
         LayerNotFoundError
             If nothing matches. Names the nearest layers.
         """
-        names = list(_Scalars(self)) if kind == SCALARS else list(self._frames(kind).layers())
+        names = (
+            list(Scalars(self, SCALARS)) if kind == SCALARS else list(self._frames(kind).layers())
+        )
         chosen = select(pattern, names)
         if not chosen:
             shown = pattern if isinstance(pattern, str) else ", ".join(pattern)
@@ -274,37 +174,37 @@ class Run:
     @property
     def activations(self) -> Mapping[str, Strip]:
         """Outputs of modules, by layer."""
-        return _Strips(self, "activations")
+        return Strips(self, "activations")
 
     @property
     def weights(self) -> Mapping[str, Strip]:
         """Parameters, by layer."""
-        return _Strips(self, "weights")
+        return Strips(self, "weights")
 
     @property
     def gradients(self) -> Mapping[str, Strip]:
         """Gradients of parameters, by layer."""
-        return _Strips(self, "gradients")
+        return Strips(self, "gradients")
 
     @property
     def inputs(self) -> Mapping[str, Strip]:
         """Inputs of the model, by name."""
-        return _Strips(self, "inputs")
+        return Strips(self, "inputs")
 
     @property
     def images(self) -> Mapping[str, Strip]:
         """Images kept by the training code, by name."""
-        return _Strips(self, "images")
+        return Strips(self, "images")
 
     @property
     def scalars(self) -> Mapping[str, Series]:
         """Scalars by name; a step at which one was not logged is not in its series."""
-        return _Scalars(self)
+        return Scalars(self, SCALARS)
 
     @property
     def health(self) -> Mapping[str, Series]:
         """What capture itself cost, and what it lost, by name."""
-        return _Scalars(self, HEALTH)
+        return Scalars(self, HEALTH)
 
     def steps(self, kind: str) -> Steps:
         """Return the committed steps of a kind.
@@ -402,7 +302,7 @@ class Run:
         }
         return Status(
             path=str(self.path),
-            state=_state(attributes["attempts"]),
+            state=state_of(attributes["attempts"]),
             attempt=len(attributes["attempts"]),
             last_step=last_step,
             age=None if last_time is None else max(0.0, time.time() - last_time),
@@ -435,33 +335,6 @@ class Run:
         )
         head = "<tr><th>kind</th><th>layers</th><th>steps</th></tr>"
         return f"<b>{html.escape(str(self.path))}</b><table>{head}{rows}</table>"
-
-
-def _state(attempts: list[Json]) -> str:
-    if not attempts or "ended" in attempts[-1]:
-        return "finished"
-    latest = attempts[-1]
-    if latest["host"] != socket.gethostname():
-        return "running"  # it cannot be seen from here; its age tells
-    try:
-        os.kill(latest["pid"], 0)
-    except ProcessLookupError:
-        return "stopped"
-    except PermissionError:
-        return "running"
-    return "running"
-
-
-def disk_bytes(path: Path) -> int:
-    """Return the bytes that a folder takes on the disk; holes take none."""
-    total = 0
-    for folder, _, files in os.walk(path):
-        for file in files:
-            try:
-                total += os.stat(os.path.join(folder, file)).st_blocks * 512  # noqa: PTH116, PTH118
-            except FileNotFoundError:  # renamed meanwhile
-                continue
-    return total
 
 
 def open_run(run: str | os.PathLike[str]) -> Run:

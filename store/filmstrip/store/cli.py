@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from filmstrip.store._run import Run, Status
+    from filmstrip.store._run import Run
+    from filmstrip.store._status import Status
 
 app = typer.Typer(
     name="filmstrip",
@@ -98,7 +99,8 @@ def info(run: RunArgument) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from filmstrip.store._run import disk_bytes, open_run
+    from filmstrip.store._run import open_run
+    from filmstrip.store._status import disk_bytes
 
     opened = open_run(run)
     status = opened.status()

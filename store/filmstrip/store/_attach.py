@@ -1,0 +1,192 @@
+"""Attaching: the only place that decides whether a run is made, resumed, kept or deleted."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from filmstrip.store import _files
+from filmstrip.store._codec import COMPRESSIONS, Compression
+from filmstrip.store._lock import WriterLock
+from filmstrip.store._metadata import FORMAT, Json, run_attributes
+from filmstrip.store._names import LOCK, METADATA, RANKS
+from filmstrip.store._recording import RunWriter, translated
+from filmstrip.store._view import GroupView
+from filmstrip.store.errors import NotARunError, RunExistsError, RunNotFoundError
+
+IfExists = Literal["auto", "resume", "fail", "new", "overwrite"]
+
+
+def create_run(
+    run: str | os.PathLike[str],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    framework: str | None = None,
+    plan: Mapping[str, Any] | None = None,
+    if_exists: IfExists = "auto",
+    first_step: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    compression: Compression | None = None,
+    fsync: bool = False,
+) -> RunWriter:
+    """Create a run, or attach to one that is there.
+
+    Parameters
+    ----------
+    run : str or path-like
+        Local path, by custom ``run.zarr``.
+    metadata : mapping, optional
+        Anything that JSON can hold, kept with the run.
+    framework : str, optional
+        ``"pytorch"``, ``"tensorflow"``, …
+    plan : mapping, optional
+        What is being captured, kept with the run.
+    if_exists : {"auto", "resume", "fail", "new", "overwrite"}
+        ``"auto"`` resumes when `first_step` is known and above 0, and otherwise raises and touches
+        nothing. ``"resume"`` goes on, ``"new"`` makes ``run-2.zarr``, ``"overwrite"`` deletes.
+    first_step : int, optional
+        First step that will be written. On resuming, rows at and behind it are taken back.
+    rank, world_size : int
+        Of a job with several writing processes, each of which has a store of its own.
+    compression : {"zstd", "lz4", "none"}, optional
+        For all frames; by default activations, inputs and images are compressed and others are not.
+    fsync : bool
+        Survive a loss of power, not only the death of the process; costs a disk round trip a row.
+
+    Returns
+    -------
+    RunWriter
+        To be closed, best by ``with``.
+
+    Raises
+    ------
+    RunExistsError
+        If a run is there and `if_exists` does not say what to do.
+    RunLockedError
+        If another process is writing to it.
+    NotARunError
+        If something else is there.
+    StoreWriteError
+        If the path cannot be written.
+    ValueError
+        If an argument has no meaning.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> with create_run(f"{folder}/run.zarr", metadata={"seed": 1}) as run:
+    ...     run.log(0, {"loss": 0.5})
+    """
+    if if_exists not in get_args(IfExists):
+        raise ValueError(
+            f"if_exists={if_exists!r} has no meaning; use one of {', '.join(get_args(IfExists))}"
+        )
+    if compression is not None and compression not in COMPRESSIONS:
+        raise ValueError(
+            f"compression={compression!r} has no meaning; use one of {', '.join(COMPRESSIONS)}"
+        )
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank={rank} does not lie below world_size={world_size}")
+    try:
+        json.dumps([metadata, plan])
+    except TypeError as error:
+        raise ValueError(f"metadata and plan must be what JSON can hold: {error}") from None
+    location = os.fspath(run)
+    if "://" in location:
+        raise ValueError(f"runs are written to a local path; {location!r} is a URL")
+    path = Path(location)
+    if rank:
+        path = path / RANKS / f"{rank:04d}"
+    with translated(path):
+        path, lock, attributes = _attach(path, if_exists, first_step)
+    if attributes is None:
+        attributes = {
+            "format": FORMAT,
+            "run_id": secrets.token_hex(8),
+            "created": time.time(),
+            "framework": framework,
+            "world_size": world_size,
+            "rank": rank,
+            "groups": [],
+            "attempts": [],
+            "plan": dict(plan or {}),
+            "metadata": dict(metadata or {}),
+        }
+    elif metadata:
+        attributes["metadata"] = {**attributes.get("metadata", {}), **metadata}
+    try:
+        with translated(path):
+            return RunWriter(
+                path, lock, attributes, first_step=first_step, compression=compression, fsync=fsync
+            )
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _attach(
+    path: Path, if_exists: IfExists, first_step: int | None
+) -> tuple[Path, WriterLock, Json | None]:
+    """Lock a store and return its attributes, None for one that has to be made."""
+    if not _taken(path):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = WriterLock(path)
+        if not (path / METADATA).exists():
+            return path, lock, None
+        lock.release()  # somebody was faster, and has left already
+    attributes = run_attributes(path)
+    resumes = if_exists == "resume" or (if_exists == "auto" and bool(first_step))
+    if resumes:
+        lock = WriterLock(path)
+        return path, lock, run_attributes(path)
+    if if_exists == "overwrite":
+        return path, _emptied(path), None
+    if if_exists == "new":
+        return _attach(_unused(path), "fail", first_step)
+    raise RunExistsError(str(path), _last_step(path, attributes))
+
+
+def _taken(path: Path) -> bool:
+    try:
+        run_attributes(path)
+    except RunNotFoundError:
+        return False
+    except NotARunError:
+        if path.is_dir() and all(
+            child.name == LOCK or child.suffix == ".partial" for child in path.iterdir()
+        ):
+            return False  # an empty folder, or a start that was killed
+        raise
+    return True
+
+
+def _emptied(path: Path) -> WriterLock:
+    """Delete what a run holds, under its lock; the root goes first: no reader sees a part."""
+    lock = WriterLock(path)
+    _files.unlink(path / METADATA)
+    for child in path.iterdir():
+        if child.is_dir():
+            shutil.rmtree(child)
+        elif child.name != LOCK:
+            child.unlink()
+    return lock
+
+
+def _unused(path: Path) -> Path:
+    number = 2
+    while (candidate := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+        number += 1
+    return candidate
+
+
+def _last_step(path: Path, attributes: Json) -> int | None:
+    steps = [GroupView(path, name).steps() for name in attributes["groups"]]
+    return max((int(kept[-1]) for kept in steps if kept.size), default=None)

@@ -1,0 +1,78 @@
+"""Mappings: the only place that lets a run be used like a dict of its layers and scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from filmstrip.store._names import canonical
+from filmstrip.store._select import nearest_names
+from filmstrip.store._strip import Strip
+from filmstrip.store._view import Series
+from filmstrip.store.errors import LayerNotFoundError
+
+if TYPE_CHECKING:
+    from filmstrip.store._run import Run
+
+
+class Strips(Mapping[str, Strip]):
+    """The strips of one kind by layer, in forward order."""
+
+    def __init__(self, run: Run, kind: str) -> None:
+        self._run, self._kind = run, kind
+
+    def _names(self) -> dict[str, str]:
+        return self._run.view(self._kind).layers() if self._kind in self._run.groups() else {}
+
+    def __getitem__(self, layer: str) -> Strip:
+        return self._run.strip(self._kind, layer)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def __repr__(self) -> str:
+        return f"<{self._kind}: {', '.join(self) or 'none'}>"
+
+
+class Scalars(Mapping[str, Series]):
+    """The scalars by the names under which they were logged."""
+
+    def __init__(self, run: Run, kind: str) -> None:
+        self._run, self._kind = run, kind
+
+    def _names(self) -> dict[str, str]:
+        if self._kind not in self._run.groups():
+            return {}
+        documents = self._run.view(self._kind).documents
+        return {
+            document["attributes"]["filmstrip"]["original"]: name
+            for name, document in documents.items()
+            if document["attributes"]
+        }
+
+    def __getitem__(self, name: str) -> Series:
+        names = self._names()
+        array = names.get(name)
+        if array is None:  # `train/loss` and `train.loss` are one name
+            array = {canonical(original): array for original, array in names.items()}.get(
+                canonical(name)
+            )
+        if array is None:
+            raise LayerNotFoundError(
+                name,
+                f"the {self._kind} of {self._run.name}",
+                nearest_names(name, list(names)),
+            )
+        return self._run.view(self._kind).series(array)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def __repr__(self) -> str:
+        return f"<{self._kind}: {', '.join(self) or 'none'}>"

@@ -1,0 +1,77 @@
+"""Status: the only place that judges how a run is doing."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filmstrip.store._metadata import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a run is doing.
+
+    Attributes
+    ----------
+    path : str
+        The run.
+    state : str
+        ``"running"``, ``"finished"`` (closed) or ``"stopped"`` (its process ended without closing).
+    attempt : int
+        How often somebody attached to it.
+    last_step : int or None
+        Last step committed.
+    age : float or None
+        Seconds since then.
+    steps : dict
+        Committed steps by group.
+    dropped, errors : int
+        Captures dropped, and writes that failed.
+    bytes : int
+        On disk.
+    """
+
+    path: str
+    state: str
+    attempt: int
+    last_step: int | None
+    age: float | None
+    steps: dict[str, int]
+    dropped: int
+    errors: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return asdict(self)
+
+
+def state_of(attempts: list[Json]) -> str:
+    if not attempts or "ended" in attempts[-1]:
+        return "finished"
+    latest = attempts[-1]
+    if latest["host"] != socket.gethostname():
+        return "running"  # it cannot be seen from here; its age tells
+    try:
+        os.kill(latest["pid"], 0)
+    except ProcessLookupError:
+        return "stopped"
+    except PermissionError:
+        return "running"
+    return "running"
+
+
+def disk_bytes(path: Path) -> int:
+    """Return the bytes that a folder takes on the disk; holes take none."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for file in files:
+            try:
+                total += os.stat(os.path.join(folder, file)).st_blocks * 512  # noqa: PTH116, PTH118
+            except FileNotFoundError:  # renamed meanwhile
+                continue
+    return total
