@@ -86,7 +86,7 @@ def test_no_value_is_lost_by_re_binning_over_the_exact_range(values: np.ndarray,
 
 @given(finite)
 def test_re_binning_at_the_bits_own_edges_is_exact(values: np.ndarray) -> None:
-    values = values + 0.0  # an edge at 0 has −0 on its right, as it has 0
+    values = np.abs(values)  # a negative value on an edge belongs to the bin below, in bits
     counts = bit_histogram(values)
     edges = bin_edges()[::8]
     low, high = float(values.min()), float(values.max())
@@ -110,6 +110,15 @@ def test_many_rows_are_re_binned_at_once() -> None:
     rows = np.stack([bit_histogram([0.5, 0.5]), bit_histogram([2.5])])
 
     np.testing.assert_array_equal(rebin(rows, [0, 1, 3], [0.5, 2.5], [0.5, 2.5]), [[2, 0], [0, 1]])
+
+
+@pytest.mark.parametrize("value", [-5.0, -1.0, -0.0, 0.0, 1.0, 3.0, 1e30, -1e-40])
+def test_a_constant_on_an_edge_lies_on_its_right(value: float) -> None:
+    edges = sorted({-2e30, value, 2e30})
+
+    counts = rebin(bit_histogram([value] * 3), edges, value, value)
+
+    assert counts.tolist() == [0.0, 3.0]
 
 
 def test_edges_that_do_not_rise_are_refused() -> None:

@@ -19,7 +19,7 @@ SPECS = {
     "b": FrameSpec((3,), "int16"),
     "c": FrameSpec((), "float64"),
 }
-WRITES = ("pwrite", "truncate", "rename", "link")
+WRITES = ("pwrite", "truncate", "rename", "unlink")
 STEPS = 12
 
 
@@ -99,11 +99,11 @@ def test_a_write_that_fails_costs_its_own_row_and_nothing_else(
             fault.at = -1
             if not (path / "activations" / "zarr.json").exists():
                 continue
-            with create_run(path, if_exists="resume") as run:
-                done = open_run(path).steps("activations").tolist()
-                if not done:
-                    continue
-            failed = []
+            create_run(path, if_exists="resume").close()
+            done, failed = open_run(path).steps("activations").tolist(), []
+            if not done:
+                continue
+        fault.at = -1  # a timer publishes too: how many writes there are is not always the same
         assert len(failed) <= 1
         check(path, done)
         with create_run(path, if_exists="resume") as run:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from filmstrip.store import FrameSpec
-from filmstrip.store._frame import widen
+from filmstrip.store._frame import as_stored
 
 
 def test_bfloat16_is_widened_without_loss() -> None:
@@ -13,7 +13,7 @@ def test_bfloat16_is_widened_without_loss() -> None:
     bits = values.view(torch.uint16).numpy()
 
     np.testing.assert_array_equal(
-        widen(bits, FrameSpec((1000,), "bfloat16")), values.float().numpy()
+        as_stored(bits, FrameSpec((1000,), "bfloat16"), "fc"), values.float().numpy()
     )
 
 
@@ -30,4 +30,4 @@ def test_a_layout_must_have_a_letter_for_every_axis() -> None:
 
 def test_a_frame_of_another_dtype_is_refused() -> None:
     with pytest.raises(ValueError, match="float32; got float64"):
-        widen(np.zeros(3), FrameSpec((3,), "float32"))
+        as_stored(np.zeros(3), FrameSpec((3,), "float32"), "fc")

@@ -125,8 +125,16 @@ def test_layers_that_come_later_have_no_frame_before(tmp_path: Path) -> None:
 def test_a_second_writer_is_kept_out_and_told_who_writes(tmp_path: Path) -> None:
     with create_run(tmp_path / "run.zarr") as run:
         record(run, 3)
-        with pytest.raises(RunLockedError, match=rf"process {os.getpid()} on"):
+        with pytest.raises(RunLockedError, match="by this process; close that one"):
             create_run(tmp_path / "run.zarr", first_step=5)
+        code = (
+            "import sys; from filmstrip.store import create_run, RunLockedError\n"
+            "try: create_run(sys.argv[1], first_step=5)\n"
+            "except RunLockedError as error: print(error)"
+        )
+        arguments = [sys.executable, "-c", code, str(run.path)]
+        told = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+        assert f"by process {os.getpid()} on" in told
 
 
 def test_something_else_at_the_path_is_left_alone(tmp_path: Path) -> None:
@@ -295,3 +303,233 @@ def test_an_attempt_is_recorded_with_its_process(run_path: Path) -> None:
     assert [attempt["number"] for attempt in attempts] == [1]
     assert attempts[0]["pid"] == os.getpid()
     assert attempts[0]["ended"] >= attempts[0]["time"]
+
+
+def test_a_closed_run_takes_nothing_more(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run.zarr")
+    record(run, 0)
+    writer = run.writer("weights", SPEC)
+    run.close()
+    run.close()
+
+    before = files(tmp_path)
+    for write in (
+        lambda: writer.append(1, {"fc": np.zeros(3, np.float32)}),
+        lambda: run.log(1, {"loss": 1.0}),
+        lambda: run.writer("weights", SPEC),
+        run.publish,
+    ):
+        with pytest.raises(StoreError, match="is closed"):
+            write()
+    assert files(tmp_path) == before
+
+
+def test_a_writer_whose_lock_was_taken_away_stops(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run.zarr")
+    record(run, 0)
+    (run.path / "_lock").rename(run.path / "_gone")
+    (run.path / "_lock").touch()
+
+    with pytest.raises(RunLockedError, match="took it over"):
+        run.publish()
+    with pytest.raises(RunLockedError):
+        run.log(5, {"loss": 1.0})
+    run.close()
+    assert open_run(run.path).steps("weights").tolist() == [0]
+
+
+def test_a_forked_child_leaves_the_run_to_its_parent(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run.zarr")
+    record(run, 0)
+    child = os.fork()
+    if child == 0:
+        try:
+            run.log(1, {"loss": 1.0})
+        except StoreError as error:
+            os._exit(0 if "belongs to the process" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    record(run, 1)
+    run.close()
+
+    assert open_run(run.path).steps("weights").tolist() == [0, 1]
+
+
+def test_a_run_that_nobody_closes_is_closed_at_exit(tmp_path: Path) -> None:
+    code = (
+        "import sys; from filmstrip.store import create_run\n"
+        "run = create_run(sys.argv[1]); run.log(3, {'loss': 1.0})\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run.zarr")], check=True)
+
+    assert open_run(tmp_path / "run.zarr").status().state == "finished"
+
+
+def test_a_script_may_change_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with create_run("run.zarr") as run:
+        opened = open_run("run.zarr")
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        record(run, 0)
+
+    assert opened.steps("weights").tolist() == [0]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_threads_may_share_a_writer(tmp_path: Path) -> None:
+    import itertools
+    import threading
+
+    counter = itertools.count()
+    refused: list[int] = []
+    with create_run(tmp_path / "run.zarr") as run:
+        writer = run.writer("weights", SPEC)
+
+        def work() -> None:
+            for _ in range(300):
+                step = next(counter)
+                try:
+                    writer.append(step, {"fc": np.full(3, step, np.float32)})
+                except ValueError:  # another thread was ahead
+                    refused.append(step)
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    strip = open_run(run.path).weights["fc"]
+    assert (np.diff(strip.steps) > 0).all()
+    assert len(strip.steps) + len(refused) == 900
+    np.testing.assert_array_equal(strip.read()[:, 0], strip.steps)
+
+
+@pytest.mark.parametrize("first_step", [-1, 2.5])
+def test_a_first_step_that_is_none_is_refused(run_path: Path, first_step: float) -> None:
+    before = files(run_path)
+
+    with pytest.raises((ValueError, TypeError)):
+        create_run(run_path, first_step=first_step)  # type: ignore[arg-type]
+    assert files(run_path) == before
+
+
+def test_an_interrupt_in_the_middle_of_a_row_leaves_no_ghost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from filmstrip.store._arrays import StripArray
+
+    specs = {"a": FrameSpec((3,), "float32"), "b": FrameSpec((3,), "float32")}
+    frames = {name: np.full(3, 1, np.float32) for name in specs}
+    with create_run(tmp_path / "run.zarr") as run:
+        writer = run.writer("weights", specs)
+        put, calls = StripArray.put, []
+
+        def interrupted(array: StripArray, row: int, values: np.ndarray) -> None:
+            calls.append(row)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            put(array, row, values)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StripArray, "put", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                writer.append(0, frames)
+        writer.append(7, {"b": frames["b"]})
+
+    opened = open_run(run.path)
+    assert opened.weights["a"].steps.tolist() == []
+    assert opened.weights["b"].steps.tolist() == [7]
+
+
+def test_a_killed_overwrite_leaves_a_run(run_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from filmstrip.store import _files
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_files, "remove_tree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            create_run(run_path, if_exists="overwrite")
+
+    assert open_run(run_path).kinds == ()
+    with create_run(run_path, if_exists="resume") as run:
+        record(run, 0)
+    assert open_run(run_path).steps("weights").tolist() == [0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int16", "complex64", "float16"])
+def test_frames_of_any_memory_order_come_back_right(tmp_path: Path, dtype: str) -> None:
+    given = {"bfloat16": "uint16"}.get(dtype, dtype)
+    frame = np.arange(2 * 3 * 64 * 64).reshape(2, 64, 64, 3).astype(given).transpose(0, 3, 1, 2)
+    spec = {"a": FrameSpec((2, 3, 64, 64), dtype), "b": FrameSpec((64, 384), dtype)}
+    matrix = np.asfortranarray(np.ascontiguousarray(frame).reshape(64, 384))
+    with create_run(tmp_path / "run.zarr") as run:
+        run.writer("activations", spec).append(0, {"a": frame, "b": matrix})
+
+    opened = open_run(run.path)
+    for name, expected in (("a", frame), ("b", matrix)):
+        if dtype == "bfloat16":
+            expected = (np.ascontiguousarray(expected).astype(np.uint32) << 16).view(np.float32)
+        np.testing.assert_array_equal(opened.activations[name].frame(0), expected)
+
+
+def test_a_number_that_was_not_taken_is_not_there_whatever_its_dtype(tmp_path: Path) -> None:
+    dtypes = ("float16", "float32", "float64", "int8", "uint16", "bool", "complex64")
+    with create_run(tmp_path / "run.zarr") as run:
+        writer = run.writer("weights", {dtype: FrameSpec((), dtype) for dtype in dtypes})
+        writer.append(0, {})
+        writer.append(1, {dtype: np.ones((), dtype) for dtype in dtypes})
+        writer.append(2, {})
+
+    for dtype, strip in open_run(run.path).weights.items():
+        assert strip.steps.tolist() == [1]
+        assert strip.frame(1) == np.ones((), dtype)
+
+
+def test_short_frames_are_cropped_where_their_first_axis_holds_samples(tmp_path: Path) -> None:
+    specs = {
+        "a": FrameSpec((4, 2), "float32", layout="NC"),
+        "b": FrameSpec((4, 2), "float32"),
+        "c": FrameSpec((7, 2), "float32"),
+    }
+    with create_run(tmp_path / "run.zarr") as run:
+        writer = run.writer("activations", specs)
+        ones = {name: np.ones(spec.shape, np.float32) for name, spec in specs.items()}
+        writer.append(0, ones)
+        writer.append(1, {"a": ones["a"][:3], "b": ones["b"][:3], "c": ones["c"]})
+        with pytest.raises(ValueError, match=r"need one length: 'a' 3, 'b' 2"):
+            writer.append(2, {"a": ones["a"][:3], "b": ones["b"][:2]})
+        weights = run.writer("weights", {"w": FrameSpec((4, 2), "float32")})
+        with pytest.raises(ValueError, match=r"shape \(3, 2\); its layer was announced with"):
+            weights.append(0, {"w": ones["a"][:3]})
+
+    opened = open_run(run.path).activations
+    assert [opened[name].frame(0).shape for name in "abc"] == [(4, 2), (4, 2), (7, 2)]
+    assert [opened[name].frame(1).shape for name in "abc"] == [(3, 2), (3, 2), (7, 2)]
+
+
+def test_two_names_of_one_layer_are_refused(tmp_path: Path) -> None:
+    with (
+        create_run(tmp_path / "run.zarr") as run,
+        pytest.raises(ValueError, match=r"'a/b' and 'a\.b' are one: 'a\.b'"),
+    ):
+        run.writer("weights", {"a/b": SPEC["fc"], "a.b": SPEC["fc"]})
+
+
+@pytest.mark.parametrize(
+    "name", ["back\\slash", "zarr.json", "a b", "ü", "%41", "..", "step", "", "nul\0"]
+)
+def test_any_name_can_be_kept_and_read_by_others(tmp_path: Path, name: str) -> None:
+    import zarr
+
+    with create_run(tmp_path / "run.zarr") as run:
+        run.writer("weights", {name: SPEC["fc"]}).append(0, {name: np.ones(3, np.float32)})
+        run.log(0, {name or "empty": 1.0})
+
+    opened = open_run(run.path)
+    assert opened.weights[name].frame(0).tolist() == [1, 1, 1]
+    assert len(list(zarr.open_group(run.path, mode="r")["weights"].arrays())) == 4  # type: ignore[union-attr]
+    assert opened.scalars[name or "empty"].values.tolist() == [1.0]

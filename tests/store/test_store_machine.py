@@ -76,9 +76,7 @@ class RunMachine(RuleBasedStateMachine):
     def die(self) -> None:
         """Leave everything as a killed process does: nothing sealed, nothing published."""
         assert self.run is not None
-        self.run._closed = True
-        self.run._descriptors.close()
-        self.run._writer_lock.release()
+        self.run._abandon_after_fork()
         self.run = None
 
     @precondition(lambda self: self.run is None)

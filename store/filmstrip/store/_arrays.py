@@ -88,8 +88,8 @@ class ArrayForm:
         return cls(dtype, shape, None, Codec("none", dtype.itemsize), rows)
 
     @classmethod
-    def of(cls, document: Json) -> ArrayForm:
-        """Return the form that an array's metadata describes.
+    def of(cls, document: Json, path: Path) -> ArrayForm:
+        """Return the form that the metadata of the array at a path describes.
 
         Raises
         ------
@@ -109,7 +109,7 @@ class ArrayForm:
             codec = codec_from(inner["codecs"], dtype.itemsize)
             return cls(dtype, shape, Layout(shape, block, grid, rows), codec, rows)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise FormatError("an array's zarr.json", f"{error!r} is not understood") from error
+            raise FormatError(str(path), f"its zarr.json is not understood ({error!r})") from error
 
     def document(self, names: list[str], attributes: Json, *, fill: Any = None) -> Json:
         """Return the metadata of an array of this form, with no length yet."""
@@ -178,7 +178,7 @@ class StripArray:
 
     def put(self, row: int, values: npt.NDArray[Any]) -> None:
         """Write one row: a C-contiguous array of the stored dtype, not longer than the frame."""
-        if self._layout.shape != values.shape and 0 in values.shape:
+        if 0 in values.shape:
             return
         shard, position = divmod(row, self._rows)
         if shard != self._shard or self._log is None:
@@ -224,7 +224,7 @@ class StripArray:
     def truncate(self, keep: int) -> None:
         """Unlink shards wholly behind, drop rows of the one that straddles, seal what is live."""
         self._log, self._shard = None, -1
-        for shard, path in _chunk_files(self._path):
+        for shard, path in _swept(self._path):
             self._descriptors.drop(str(path))
             rows = keep - shard * self._rows
             if rows <= 0:
@@ -308,11 +308,14 @@ class ColumnArray:
         self._column.close()
 
 
-def _chunk_files(path: Path) -> Iterator[tuple[int, Path]]:
+def _swept(path: Path) -> Iterator[tuple[int, Path]]:
+    """Yield chunk files; remove what a killed process left half made."""
     for file in sorted(path.iterdir()):
         index = chunk_index(file.name)
         if index is not None:
             yield index, file
+        elif file.suffix == _files.PARTIAL:
+            _files.unlink(file)
 
 
 def write_metadata(

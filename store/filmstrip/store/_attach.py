@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import operator
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any, Literal, get_args
 from filmstrip.store import _files
 from filmstrip.store._codec import COMPRESSIONS, Compression
 from filmstrip.store._lock import WriterLock
-from filmstrip.store._metadata import FORMAT, Json, run_attributes
+from filmstrip.store._metadata import FORMAT, Json, group_text, run_attributes
 from filmstrip.store._names import LOCK, METADATA, RANKS
-from filmstrip.store._recording import RunWriter, translated
+from filmstrip.store._publish import translated
+from filmstrip.store._recording import RunWriter
 from filmstrip.store._view import GroupView
-from filmstrip.store.errors import NotARunError, RunExistsError, RunNotFoundError
+from filmstrip.store.errors import FormatError, NotARunError, RunExistsError, RunNotFoundError
 
 IfExists = Literal["auto", "resume", "fail", "new", "overwrite"]
 
@@ -96,32 +98,35 @@ def create_run(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank={rank} does not lie below world_size={world_size}")
     try:
-        json.dumps([metadata, plan])
-    except TypeError as error:
+        json.dumps([metadata, plan], allow_nan=False)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"metadata and plan must be what JSON can hold: {error}") from None
+    if first_step is not None:
+        first_step = operator.index(first_step)
+        if first_step < 0:
+            raise ValueError(f"first_step={first_step} is before the first step, 0")
     location = os.fspath(run)
     if "://" in location:
         raise ValueError(f"runs are written to a local path; {location!r} is a URL")
-    path = Path(location)
+    path = Path(location).absolute()  # a script may change its folder later
     if rank:
         path = path / RANKS / f"{rank:04d}"
+    fresh: Json = {
+        "format": FORMAT,
+        "run_id": secrets.token_hex(8),
+        "created": time.time(),
+        "framework": framework,
+        "world_size": world_size,
+        "rank": rank,
+        "groups": [],
+        "attempts": [],
+        "plan": dict(plan or {}),
+        "metadata": dict(metadata or {}),
+    }
     with translated(path):
-        path, lock, attributes = _attach(path, if_exists, first_step)
-    if attributes is None:
-        attributes = {
-            "format": FORMAT,
-            "run_id": secrets.token_hex(8),
-            "created": time.time(),
-            "framework": framework,
-            "world_size": world_size,
-            "rank": rank,
-            "groups": [],
-            "attempts": [],
-            "plan": dict(plan or {}),
-            "metadata": dict(metadata or {}),
-        }
-    elif metadata:
-        attributes["metadata"] = {**attributes.get("metadata", {}), **metadata}
+        path, lock, attributes = _attach(path, if_exists, first_step, fresh)
+    if attributes is not fresh:
+        attributes["metadata"] = {**attributes.get("metadata", {}), **fresh["metadata"]}
     try:
         with translated(path):
             return RunWriter(
@@ -133,24 +138,23 @@ def create_run(
 
 
 def _attach(
-    path: Path, if_exists: IfExists, first_step: int | None
-) -> tuple[Path, WriterLock, Json | None]:
-    """Lock a store and return its attributes, None for one that has to be made."""
+    path: Path, if_exists: IfExists, first_step: int | None, fresh: Json
+) -> tuple[Path, WriterLock, Json]:
+    """Lock a store and return its attributes, the fresh ones for a store that has to be made."""
     if not _taken(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = WriterLock(path)
         if not (path / METADATA).exists():
-            return path, lock, None
+            return path, lock, fresh
         lock.release()  # somebody was faster, and has left already
     attributes = run_attributes(path)
-    resumes = if_exists == "resume" or (if_exists == "auto" and bool(first_step))
-    if resumes:
+    if if_exists == "resume" or (if_exists == "auto" and first_step):
         lock = WriterLock(path)
         return path, lock, run_attributes(path)
     if if_exists == "overwrite":
-        return path, _emptied(path), None
+        return path, _emptied(path, fresh), fresh
     if if_exists == "new":
-        return _attach(_unused(path), "fail", first_step)
+        return _attach(_unused(path), "fail", first_step, fresh)
     raise RunExistsError(str(path), _last_step(path, attributes))
 
 
@@ -161,22 +165,26 @@ def _taken(path: Path) -> bool:
         return False
     except NotARunError:
         if path.is_dir() and all(
-            child.name == LOCK or child.suffix == ".partial" for child in path.iterdir()
+            child.name == LOCK or child.suffix == _files.PARTIAL for child in path.iterdir()
         ):
             return False  # an empty folder, or a start that was killed
         raise
     return True
 
 
-def _emptied(path: Path) -> WriterLock:
-    """Delete what a run holds, under its lock; the root goes first: no reader sees a part."""
+def _emptied(path: Path, fresh: Json) -> WriterLock:
+    """Make a run an empty one, under its lock; killed anywhere, what is left is a run."""
     lock = WriterLock(path)
-    _files.unlink(path / METADATA)
-    for child in path.iterdir():
-        if child.is_dir():
-            shutil.rmtree(child)
-        elif child.name != LOCK:
-            child.unlink()
+    try:
+        _files.replace(path / METADATA, group_text(fresh, {}).encode())
+        for child in path.iterdir():
+            if child.is_dir():
+                _files.remove_tree(child)
+            elif child.name not in (LOCK, METADATA):
+                _files.unlink(child)
+    except BaseException:
+        lock.release()
+        raise
     return lock
 
 
@@ -188,5 +196,8 @@ def _unused(path: Path) -> Path:
 
 
 def _last_step(path: Path, attributes: Json) -> int | None:
-    steps = [GroupView(path, name).steps() for name in attributes["groups"]]
-    return max((int(kept[-1]) for kept in steps if kept.size), default=None)
+    last = []
+    for name in attributes["groups"]:
+        with contextlib.suppress(FormatError):  # a damaged group must not hide that a run is there
+            last += GroupView(path, name).steps()[-1:].tolist()
+    return max(last, default=None)

@@ -121,6 +121,7 @@ def bin_edges() -> Floats:
     return edges
 
 
+_ZERO = _INFINITE  # among the finite bins
 FINITE = slice(_HALF - _INFINITE, _HALF + _INFINITE)
 """The bins of finite values."""
 
@@ -199,6 +200,8 @@ def rebin(
 def _cumulative(row: npt.NDArray[Any], low: float, high: float) -> tuple[Floats, Floats] | None:
     """Return positions and the count of values at or below them, None when nothing is finite."""
     finite = row[FINITE].astype(np.float64)
+    finite[_ZERO] += finite[_ZERO - 1]  # −0 equals 0, and what equals an edge is on its right
+    finite[_ZERO - 1] = 0.0
     occupied = np.flatnonzero(finite)
     if occupied.size == 0:
         return None
@@ -207,7 +210,10 @@ def _cumulative(row: npt.NDArray[Any], low: float, high: float) -> tuple[Floats,
     total = np.concatenate([[0.0], np.cumsum(finite[first : last + 1])])
     # A bin without width is a step: it gets a width that no edge can fall into.
     if not np.isnan(low):
-        at[0] = low if low < at[1] else np.nextafter(at[1], -np.inf)
+        if low < at[1]:
+            at[0] = low
+        else:  # all of it lies on the bin's upper edge
+            at[0], at[1] = low, np.nextafter(low, np.inf)
     if not np.isnan(high):
         at[-1] = high if high > at[-2] else np.nextafter(at[-2], np.inf)
     return at, total

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from filmstrip.store import _files
 from filmstrip.store._names import chunk_index, chunk_key
@@ -58,9 +60,9 @@ class Column:
         self.close()
         path = self._path / chunk_key(chunk, self._ndim)
         if not path.exists():
-            with contextlib.suppress(FileExistsError):
-                parts = [(0, self._filled(self._rows))] if any(self._fill) else []  # else: a hole
-                _files.create(path, parts, self._rows * len(self._fill))
+            parts = [(0, self._filled(self._rows))] if any(self._fill) else []  # else: a hole
+            length = self._rows * len(self._fill)
+            _files.create(path, parts, length, fsync=self._descriptors.fsync)
         self._chunk, self._file = chunk, str(path)
 
     def _filled(self, rows: int) -> bytes:
@@ -90,3 +92,31 @@ class Column:
         """Close the file."""
         self._descriptors.drop(self._file)
         self._chunk, self._file = -1, ""
+
+
+def read_steps(path: Path, rows_per_file: int) -> npt.NDArray[np.int64]:
+    """Return the steps of all complete rows of a group.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of its step column.
+    rows_per_file : int
+        Rows in a file.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_rows,)
+        The longest prefix without a gap.
+    """
+    found: list[npt.NDArray[np.int64]] = []
+    while True:
+        try:
+            steps = np.fromfile(path / chunk_key(len(found), 1), "<i8")
+        except FileNotFoundError:
+            break
+        behind = np.flatnonzero(steps < 0)
+        found.append(steps[: behind[0]] if behind.size else steps)
+        if behind.size or len(steps) < rows_per_file:
+            break
+    return np.concatenate(found) if found else np.empty(0, np.int64)

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+PARTIAL = ".partial"
+"""Ending of files that a killed process left; never read."""
 
 Buffer = Any
 """Anything that has the buffer protocol."""
@@ -35,20 +39,35 @@ def unlink(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all in it, if it is there."""
+    if path.exists():
+        shutil.rmtree(path)
+
+
 def make_directory(path: Path) -> None:
     """Make a folder and those above it."""
     path.mkdir(parents=True, exist_ok=True)
 
 
 def replace(path: Path, data: bytes, *, fsync: bool = False) -> None:
-    """Put a file in place whole: temporary name, then rename."""
-    partial = _partial(path)
+    """Put a file in place whole."""
+    create(path, [(0, data)], len(data), fsync=fsync)
+
+
+def create(
+    path: Path, parts: Sequence[tuple[int, bytes]], length: int, *, fsync: bool = False
+) -> None:
+    """Put a file of some length in place whole, with parts of it filled and holes between."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)  # umask applies
+        fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)  # umask applies
         try:
-            pwrite(fd, [data], 0)
+            truncate(fd, length)
+            for offset, data in parts:
+                pwrite(fd, [data], offset)
             if fsync:
-                os.fsync(fd)
+                sync(fd)
         finally:
             os.close(fd)
         rename(partial, path)
@@ -60,37 +79,9 @@ def replace(path: Path, data: bytes, *, fsync: bool = False) -> None:
         sync_directory(path.parent)
 
 
-def create(path: Path, parts: Sequence[tuple[int, bytes]], length: int) -> None:
-    """Make a sparse file of some length with parts of it filled; it appears whole.
-
-    Raises
-    ------
-    FileExistsError
-        If there is one already; it stays as it is.
-    """
-    partial = _partial(path)
-    try:
-        fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-        try:
-            truncate(fd, length)
-            for offset, data in parts:
-                pwrite(fd, [data], offset)
-        finally:
-            os.close(fd)
-        link(partial, path)
-    finally:
-        with contextlib.suppress(OSError):
-            unlink(partial)
-
-
 def rename(source: Path, target: Path) -> None:
     """Give a file its final name, over an older one if need be."""
     source.replace(target)
-
-
-def link(source: Path, target: Path) -> None:
-    """Give a file a second name, unless that is taken."""
-    os.link(source, target)
 
 
 def sync(fd: int) -> None:
@@ -107,10 +98,6 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}.partial")
-
-
 class Descriptors:
     """Files open for writing in place: the most recently used ones, so that no limit is reached.
 
@@ -118,9 +105,12 @@ class Descriptors:
     ----------
     limit : int
         Files open at most.
+    fsync : bool
+        Whether what is written must outlive a loss of power.
     """
 
-    def __init__(self, limit: int = 256) -> None:
+    def __init__(self, limit: int = 256, *, fsync: bool = False) -> None:
+        self.fsync = fsync
         self._limit = limit
         self._open: OrderedDict[str, int] = OrderedDict()
 

@@ -85,30 +85,24 @@ class FrameSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(length) for length in self.shape))
         if self.dtype not in _WIDENED:
-            object.__setattr__(
-                self, "dtype", str(np.dtype(self.dtype)) if self._known() else self.dtype
-            )
+            object.__setattr__(self, "dtype", _dtype_name(self.dtype))
         if self.dtype not in _PLAIN and self.dtype not in _WIDENED:
             stored = ", ".join(sorted(_PLAIN | set(_WIDENED)))
-            raise ValueError(
-                f"frames of dtype {self.dtype!r} cannot be stored; these can: {stored}"
-            )
+            raise ValueError(f"frames of dtype {self.dtype} cannot be stored; these can: {stored}")
         if any(length < 0 for length in self.shape):
             raise ValueError(f"a frame needs lengths of 0 or more; got shape {self.shape}")
         if self.layout is not None and len(self.layout) != len(self.shape):
             raise ValueError(f"layout {self.layout!r} does not fit shape {self.shape}")
 
-    def _known(self) -> bool:
-        try:
-            np.dtype(self.dtype)
-        except TypeError:
-            return False
-        return True
-
     @property
     def stored_dtype(self) -> np.dtype[Any]:
         """Dtype of the array in the store, little-endian."""
         return np.dtype(_WIDENED.get(self.dtype, self.dtype)).newbyteorder("<")
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first axis is known to hold samples."""
+        return self.layout is not None and self.layout[:1] == "N"
 
     @property
     def widened(self) -> bool:
@@ -138,15 +132,27 @@ class FrameSpec:
         return {key: value for key, value in known.items() if value is not None}
 
 
-def widen(array: npt.NDArray[Any], spec: FrameSpec) -> npt.NDArray[Any]:
-    """Return an array in the stored dtype, C-contiguous; a copy only where needed.
+def _dtype_name(dtype: object) -> str:
+    """Return numpy's name of a dtype, or what was given when numpy has none."""
+    if dtype is None:  # which numpy takes for float64
+        return "None"
+    try:
+        return np.dtype(dtype).name  # type: ignore[call-overload,no-any-return]
+    except TypeError:
+        return str(dtype)
+
+
+def as_stored(frame: npt.ArrayLike, spec: FrameSpec, layer: str) -> npt.NDArray[Any]:
+    """Return a frame in the stored dtype, C-contiguous; a copy only where needed.
 
     Parameters
     ----------
-    array : ndarray
-        A frame of ``spec.dtype``; bits as uint16 for bfloat16.
+    frame : array_like
+        Of ``spec.dtype``; bits as uint16 for bfloat16.
     spec : FrameSpec
         The layer's frames.
+    layer : str
+        For messages.
 
     Returns
     -------
@@ -156,20 +162,24 @@ def widen(array: npt.NDArray[Any], spec: FrameSpec) -> npt.NDArray[Any]:
     Raises
     ------
     ValueError
-        If the array has another dtype.
+        If it is no array, or has another dtype.
 
     Examples
     --------
-    >>> widen(np.array([0x3FC0], np.uint16), FrameSpec((1,), "bfloat16"))
+    >>> as_stored(np.array([0x3FC0], np.uint16), FrameSpec((1,), "bfloat16"), "fc")
     array([1.5], dtype=float32)
     """
-    if spec.widened:
-        if array.dtype != np.uint16:
-            raise ValueError(f"frames of bfloat16 are given as uint16 bits; got {array.dtype}")
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    if array.dtype != spec.stored_dtype:
-        raise ValueError(f"this layer's frames are {spec.dtype}; got {array.dtype}")
-    return np.ascontiguousarray(array) if array.ndim else array
+    try:
+        array = np.asarray(frame)
+    except (TypeError, RuntimeError) as error:  # a tensor that wants a gradient, or is elsewhere
+        raise ValueError(f"a frame of {layer!r} is not an array on the CPU: {error}") from error
+    wanted = np.dtype(np.uint16) if spec.widened else spec.stored_dtype
+    if array.dtype != wanted:
+        bits = " (as uint16 bits)" if spec.widened else ""
+        raise ValueError(f"frames of {layer!r} are {spec.dtype}{bits}; got {array.dtype}")
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    return (array.astype(np.uint32) << 16).view(np.float32) if spec.widened else array
 
 
 def fill_value(dtype: np.dtype[Any]) -> float | int | bool:

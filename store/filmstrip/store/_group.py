@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import struct
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from filmstrip.store import _files
-from filmstrip.store._arrays import (
-    Array,
-    ArrayForm,
-    ColumnArray,
-    StripArray,
-    write_metadata,
-)
+from filmstrip.store._arrays import Array, ArrayForm, ColumnArray, StripArray, write_metadata
+from filmstrip.store._column import read_steps
 from filmstrip.store._layout import FIRST_CAPACITY
-from filmstrip.store._metadata import ArrayMetadata, Json, group_text, read_json
-from filmstrip.store._names import METADATA, SAMPLES, STEP, WALL_TIME, chunk_key
+from filmstrip.store._metadata import ArrayMetadata, Json, group_text, members_of, read_json
+from filmstrip.store._names import METADATA, SAMPLES, STEP, WALL_TIME
 from filmstrip.store.errors import StoreWriteError
+
+if TYPE_CHECKING:
+    from filmstrip.store._publish import Publisher
 
 _NO_STEP = -1
 _INT64, _INT32, _FLOAT64 = struct.Struct("<q"), struct.Struct("<i"), struct.Struct("<d")
@@ -39,89 +35,53 @@ _AXIS_COLUMNS: dict[str, tuple[str, int | None]] = {
 }
 
 
-class Publisher(Protocol):
-    """Whoever publishes groups; called under the store's lock."""
-
-    def pending(self, group: GroupWriter) -> None:
-        """Publish the group soon."""
-
-
 class GroupWriter:
     """Rows of one group: arrays that share a step axis.
 
     Parameters
     ----------
-    root : Path
-        The store.
+    publisher : Publisher
+        The store; is told of every new row.
     name : str
         Path of the group inside the store.
-    publisher : Publisher
-        Is told of every new row.
-    lock : RLock
-        The store's lock.
-    descriptors : Descriptors
-        Keeps files open.
     attributes : dict, optional
-        What the group's metadata says, for a new group.
-    fsync : bool
-        Whether a row must outlive a loss of power.
+        What the metadata of a new group says; without it, the group is there already.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        name: str,
-        *,
-        publisher: Publisher,
-        lock: threading.RLock,
-        descriptors: _files.Descriptors,
-        attributes: Json | None = None,
-        fsync: bool = False,
-    ) -> None:
-        self.name, self.path = name, root / name
+    def __init__(self, publisher: Publisher, name: str, attributes: Json | None = None) -> None:
+        self.name, self.path = name, publisher.root / name
         self.attributes: Json = dict(attributes or {})
         self.documents: dict[str, Json] = {}
         self.arrays: dict[str, Array] = {}
         self.rows = 0
         self.last_step = _NO_STEP
         self._capacity = FIRST_CAPACITY
-        self._publisher, self._lock, self._descriptors = publisher, lock, descriptors
-        self._fsync = fsync
+        self._publisher, self._descriptors = publisher, publisher.descriptors
         self._broken: list[tuple[str, int]] = []
-        document = read_json(self.path / METADATA)
-        if document is None:
+        if attributes is not None:
             self._create()
         else:
-            self._reopen(document)
+            self._reopen(read_json(self.path / METADATA) or {})
 
     def _create(self) -> None:
+        _files.remove_tree(self.path)  # what a killed start, or overwriting, left there
         for array in (WALL_TIME, SAMPLES, STEP):
             dtype, fill = _AXIS_COLUMNS[array]
             form = ArrayForm.column(np.dtype(dtype))
             self.add(array, form, form.document([STEP], {}, fill=fill))
 
     def _reopen(self, document: Json) -> None:
-        self.attributes = document["attributes"].get("filmstrip", {})
-        self.documents = document["consolidated_metadata"]["metadata"]
+        self.attributes, self.documents = members_of(document, self.path)
         for name, array_document in self.documents.items():
-            self.arrays[name] = self._array(name, ArrayForm.of(array_document), array_document)
-        steps = self._steps_on_disk()
+            form = ArrayForm.of(array_document, self.path / name)
+            self.arrays[name] = self._array(name, form, array_document)
+        steps = self._steps()
         self.rows = len(steps)
         self.last_step = int(steps[-1]) if len(steps) else _NO_STEP
 
-    def _steps_on_disk(self) -> npt.NDArray[np.int64]:
-        """Return the longest complete prefix of the step column."""
-        rows, found = ArrayForm.of(self.documents[STEP]).rows, []
-        for chunk in range(1 << 31):
-            path = self.path / STEP / chunk_key(chunk, 1)
-            if not path.exists():
-                break
-            steps = np.fromfile(path, "<i8")
-            behind = np.flatnonzero(steps == _NO_STEP)
-            found.append(steps[: behind[0]] if behind.size else steps)
-            if behind.size or len(steps) < rows:
-                break
-        return np.concatenate(found) if found else np.empty(0, np.int64)
+    def _steps(self) -> npt.NDArray[np.int64]:
+        form = ArrayForm.of(self.documents[STEP], self.path / STEP)
+        return read_steps(self.path / STEP, form.rows)
 
     def _array(self, name: str, form: ArrayForm, document: Json) -> Array:
         metadata = ArrayMetadata.of(document)
@@ -135,25 +95,33 @@ class GroupWriter:
         """Make an array; readers see it when the group is published next."""
         _files.make_directory(self.path / name)
         array = self._array(name, form, document)
-        write_metadata(self.path / name, array.metadata, self._capacity, fsync=self._fsync)
+        write_metadata(
+            self.path / name, array.metadata, self._capacity, fsync=self._descriptors.fsync
+        )
         self.arrays[name], self.documents[name] = array, document
 
-    def check_step(self, step: int) -> int:
-        """Return a step as int.
+    def annotate(self, name: str, key: str, *, value: Any) -> None:
+        """Say one more thing of an array, for every reader at once."""
+        with self._publisher.lock:
+            self._publisher.check_open()
+            about = self.documents[name]["attributes"]["filmstrip"]
+            if about.get(key) != value:
+                about[key] = value
+                self.arrays[name].metadata = ArrayMetadata.of(self.documents[name])
+                self._publisher.publish_now(self)
+
+    def check_step(self, step: int) -> None:
+        """Raise if a step cannot be the next row's.
 
         Raises
         ------
         ValueError
             If it is negative, too large for 64 bits, or not behind the group's last one.
         """
-        number = int(step)
-        if not 0 <= number < 2**63:
-            raise ValueError(f"a step lies between 0 and 2^63; got {number}")
-        if number <= self.last_step:
-            raise ValueError(
-                f"steps of {self.name} must rise; {number} comes after {self.last_step}"
-            )
-        return number
+        if not 0 <= step < 2**63:
+            raise ValueError(f"a step lies between 0 and 2^63; got {step}")
+        if step <= self.last_step:
+            raise ValueError(f"steps of {self.name} must rise; {step} comes after {self.last_step}")
 
     def append(
         self,
@@ -180,45 +148,65 @@ class GroupWriter:
         ------
         StoreWriteError
             If the row could not be written. The group is as it was.
+        ValueError
+            If the step does not rise.
+        StoreError
+            If the run is closed.
         """
-        with self._lock:
+        with self._publisher.writing():
+            self.check_step(step)
             row = self.rows
-            begun: list[str] = []
-            try:
+            axis = {
+                SAMPLES: _INT32.pack(samples),
+                WALL_TIME: _FLOAT64.pack(time.time() if wall_time is None else wall_time),
+                STEP: _INT64.pack(step),
+            }
+            with self._taken_back(row) as begun:
                 self._mend()
                 if row >= self._capacity:
-                    self._grow()
+                    self.set_capacity(2 * self._capacity)
                 for name, value in values.items():
                     begun.append(name)
                     self.arrays[name].put(row, value)
-                if self._fsync:
-                    self._sync(begun)
-                self._put(SAMPLES, row, _INT32.pack(samples))
-                self._put(
-                    WALL_TIME,
-                    row,
-                    _FLOAT64.pack(time.time() if wall_time is None else wall_time),
-                )
-                self._put(STEP, row, _INT64.pack(step))
-                if self._fsync:
-                    self._sync([SAMPLES, WALL_TIME, STEP])
-            except OSError as error:
-                self._broken += [(name, row) for name in (*begun, STEP)]
-                with contextlib.suppress(OSError):
-                    self._mend()
-                raise StoreWriteError(error.errno or 0, str(self.path)) from error
+                self._sync(values)
+                begun += axis
+                for name, packed in axis.items():
+                    self._put(name, row, packed)
+                self._sync(axis)
             self.rows, self.last_step = row + 1, step
             self._publisher.pending(self)
 
     def amend(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Write columns of the last row that were left out of it."""
-        with self._lock:
-            try:
+        """Write columns of the last row that were left out of it.
+
+        Raises
+        ------
+        StoreWriteError
+            If they could not be written; none of them is then there.
+        """
+        with self._publisher.writing():
+            row = self.rows - 1
+            with self._taken_back(row) as begun:
+                self._mend()
                 for name, value in values.items():
-                    self.arrays[name].put(self.rows - 1, value)
-            except OSError as error:
-                raise StoreWriteError(error.errno or 0, str(self.path)) from error
+                    begun.append(name)
+                    self.arrays[name].put(row, value)
+                self._sync(values)
             self._publisher.pending(self)
+
+    @contextlib.contextmanager
+    def _taken_back(self, row: int) -> Iterator[list[str]]:
+        """Yield a list for the arrays begun; whatever goes wrong, they are as before."""
+        begun: list[str] = []
+        try:
+            yield begun
+        except BaseException as error:
+            self._broken += [(name, row) for name in begun]
+            with contextlib.suppress(OSError):
+                self._mend()
+            if isinstance(error, OSError):
+                raise StoreWriteError(error.errno or 0, str(self.path)) from error
+            raise
 
     def _put(self, name: str, row: int, value: bytes) -> None:
         column = self.arrays[name]
@@ -226,30 +214,27 @@ class GroupWriter:
         column.put_bytes(row, value)
 
     def _mend(self) -> None:
-        """Take back what a failed row left: it must not show up in the row that takes its place."""
+        """Take back what a failed row left: the row that takes its place must not show it."""
         while self._broken:
             name, row = self._broken[-1]
             self.arrays[name].drop(row)
             self._broken.pop()
 
-    def _grow(self) -> None:
-        self.set_capacity(2 * self._capacity)
-
     def set_capacity(self, capacity: int) -> None:
         """Write every array's own length, ``step`` last."""
         for name in sorted(self.arrays, key=lambda name: name == STEP):
             write_metadata(
-                self.path / name, self.arrays[name].metadata, capacity, fsync=self._fsync
+                self.path / name,
+                self.arrays[name].metadata,
+                capacity,
+                fsync=self._descriptors.fsync,
             )
         self._capacity = capacity
 
-    def _sync(self, names: Sequence[str]) -> None:
-        for name in names:
-            self.arrays[name].sync()
-
-    def text(self) -> str:
-        """Return the group's zarr.json."""
-        return group_text(self.attributes, self.members())
+    def _sync(self, names: Iterable[str]) -> None:
+        if self._descriptors.fsync:
+            for name in names:
+                self.arrays[name].sync()
 
     def members(self, prefix: str = "") -> dict[str, str]:
         """Return the metadata of every array at its committed length."""
@@ -259,26 +244,27 @@ class GroupWriter:
 
     def publish(self) -> None:
         """Replace the group's zarr.json: the commit of all rows so far."""
-        _files.replace(self.path / METADATA, self.text().encode(), fsync=self._fsync)
+        text = group_text(self.attributes, self.members())
+        _files.replace(self.path / METADATA, text.encode(), fsync=self._descriptors.fsync)
 
-    def rows_before(self, step: int | None) -> int:
-        """Return how many rows lie before a step, all of them for None."""
-        steps = self._steps_on_disk()
-        return len(steps) if step is None else int(np.searchsorted(steps, step))
+    def shorten(self, first_step: int | None) -> list[int]:
+        """Forget the rows from a step on; what is on disk stays until `truncate`.
 
-    def steps_behind(self, keep: int) -> npt.NDArray[np.int64]:
-        """Return the steps of the rows behind the first ones."""
-        return self._steps_on_disk()[keep:]
-
-    def shorten(self, keep: int) -> None:
-        """Forget rows in memory; what is on disk stays until `truncate`."""
-        steps = self._steps_on_disk()[:keep]
-        self.rows, self.last_step = keep, int(steps[-1]) if keep else _NO_STEP
+        Returns
+        -------
+        list of int
+            Their steps.
+        """
+        steps = self._steps()
+        keep = len(steps) if first_step is None else int(np.searchsorted(steps, first_step))
+        self.rows, self.last_step = keep, int(steps[keep - 1]) if keep else _NO_STEP
+        return [int(step) for step in steps[keep:]]
 
     def truncate(self) -> None:
         """Make everything behind the rows as if never written, and room for new ones."""
-        for array in self.arrays.values():
-            array.truncate(self.rows)
+        # The step first: while it stands, the row must be whole.
+        for name in sorted(self.arrays, key=lambda name: name != STEP):
+            self.arrays[name].truncate(self.rows)
         capacity = FIRST_CAPACITY
         while capacity <= self.rows:
             capacity *= 2
@@ -286,7 +272,6 @@ class GroupWriter:
 
     def close(self) -> None:
         """Seal the strips and set every array's own length to the committed one."""
-        with self._lock:
-            for array in self.arrays.values():
-                array.close()
-            self.set_capacity(self.rows)
+        for array in self.arrays.values():
+            array.close()
+        self.set_capacity(self.rows)

@@ -37,13 +37,18 @@ class WriterLock:
         self._path = root / LOCK
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
+            self._take(root)
+        except BaseException:
+            self.release()
+            raise
+
+    def _take(self, root: Path) -> None:
+        try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunLockedError(str(root), self._owner()) from error
         except OSError as error:
-            owner = self._owner()
             if error.errno not in _UNSUPPORTED:
-                os.close(self._fd)
-                if isinstance(error, BlockingIOError):
-                    raise RunLockedError(str(root), owner) from error
                 raise
         record = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         os.ftruncate(self._fd, 0)
@@ -52,11 +57,15 @@ class WriterLock:
     def _owner(self) -> str:
         with contextlib.suppress(ValueError, KeyError):
             record = json.loads(os.pread(self._fd, 4096, 0))
+            if (record["host"], record["pid"]) == (socket.gethostname(), os.getpid()):
+                return "this process"
             return f"process {record['pid']} on {record['host']}"
         return "another process"
 
     def held(self) -> bool:
         """Return whether the lock's file is still the one that was locked."""
+        if self._fd < 0:
+            return False
         try:
             there, ours = self._path.stat(), os.fstat(self._fd)
         except OSError:
@@ -64,6 +73,7 @@ class WriterLock:
         return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
     def release(self) -> None:
-        """Let others write."""
-        with contextlib.suppress(OSError):
+        """Let others write; a second call does nothing."""
+        if self._fd >= 0:
             os.close(self._fd)
+            self._fd = -1

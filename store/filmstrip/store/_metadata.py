@@ -108,19 +108,61 @@ def parent_groups(groups: Iterable[str]) -> list[str]:
 def read_json(path: Path) -> Json | None:
     """Return a JSON document, None when there is no file."""
     try:
-        text = path.read_text()
+        raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
+        document = json.loads(raw)
+    except ValueError as error:
         raise FormatError(str(path), f"it is not JSON ({error})") from error
     if not isinstance(document, dict):
         raise FormatError(str(path), "it is not a JSON object")
     return document
 
 
-def run_attributes(path: Path) -> Json:
+class MetadataFile:
+    """A zarr.json that is parsed again only when it was replaced.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, int, int] | None = None
+        self._document: Json | None = None
+
+    def read(self) -> Json | None:
+        """Return the document, the same object while the file is the same; None without a file."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        stamp = (status.st_ino, status.st_mtime_ns, status.st_size)  # replaced, never in place
+        if stamp != self._stamp:
+            self._document = read_json(self._path)
+            self._stamp = stamp
+        return self._document
+
+
+def members_of(document: Json, path: Path) -> tuple[Json, dict[str, Json]]:
+    """Return what a group's metadata says of it, and the metadata of its arrays.
+
+    Raises
+    ------
+    FormatError
+        If it is not the metadata of a group of ours.
+    """
+    try:
+        attributes = document["attributes"].get("filmstrip", {})
+        return attributes, document["consolidated_metadata"]["metadata"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FormatError(str(path), f"its zarr.json lacks {error}") from error
+
+
+def run_attributes(path: Path, file: MetadataFile | None = None) -> Json:
     """Return what a run's root says of it.
 
     Raises
@@ -132,19 +174,18 @@ def run_attributes(path: Path) -> Json:
     FormatError
         If a newer filmstrip wrote it.
     """
-    document = read_json(path / METADATA)
+    document = (file or MetadataFile(path / METADATA)).read()
     if document is None:
         if not path.exists():
             raise RunNotFoundError(str(path))
         reason = "it is a file" if path.is_file() else f"it has no {METADATA}"
         raise NotARunError(str(path), reason)
-    attributes = document.get("attributes", {}).get("filmstrip")
+    described = document.get("attributes")
+    attributes = described.get("filmstrip") if isinstance(described, dict) else None
     if not isinstance(attributes, dict):
         raise NotARunError(str(path), "it is a Zarr group of something else")
     version = attributes.get("format")
     if not isinstance(version, int) or version > FORMAT:
-        raise FormatError(
-            str(path),
-            f"it has format {version}, this filmstrip reads up to {FORMAT}; upgrade it",
-        )
+        reason = f"it has format {version}, this filmstrip reads up to {FORMAT}; upgrade it"
+        raise FormatError(str(path), reason)
     return attributes

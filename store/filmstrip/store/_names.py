@@ -19,7 +19,8 @@ STEP, WALL_TIME, SAMPLES = "step", "wall_time", "samples"
 VALUES, HISTOGRAM = "values", "histogram"
 METADATA, LOCK = "zarr.json", "_lock"
 
-_RESERVED = frozenset({STEP, WALL_TIME, SAMPLES})
+_RESERVED = frozenset({STEP, WALL_TIME, SAMPLES, METADATA})
+_FORBIDDEN = re.compile(r"[/\\\0]")  # separators of some file system or reader
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _LONGEST, _KEPT = 200, 160
 
@@ -73,7 +74,7 @@ def array_name(name: str, taken: Iterable[str] = ()) -> str:
     >>> array_name("Loss", ["loss"])
     'Loss~2'
     """
-    array = name.replace("/", ".")
+    array = _FORBIDDEN.sub(".", name)
     if array == "":
         array = "~"
     elif array.startswith(("_", "~")) or array in _RESERVED or not array.strip("."):

@@ -7,7 +7,6 @@ file cut shorter meanwhile) is read again, with a fresh look at the file.
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ class ArrayReader:
     """
 
     def __init__(self, path: Path, document: Json) -> None:
-        self.form = ArrayForm.of(document)
+        self.form = ArrayForm.of(document, path)
         self._path = path
         self._ndim = len(self.form.shape) + 1
 
@@ -62,6 +61,8 @@ class ArrayReader:
         """
         if self.form.layout is None:
             return self._present_in_column(rows)
+        if 0 in self.form.shape:  # nothing can be written of such a frame
+            return np.ones(len(rows), bool)
         found = np.zeros(len(rows), bool)
         for shard, where in _by_file(rows, self.form.rows):
             entries = self._index(shard)
@@ -101,33 +102,55 @@ class ArrayReader:
             If the data are damaged.
         """
         if self.form.layout is None:
-            return self._column(rows)[(slice(None), *_tuple(index))]
+            return _indexed(self._column(rows, index), index)
         box, inside = _box(index, self.form.shape, self.form.dtype)
         out = np.empty((len(rows), *(high - low for low, high in box)), self.form.dtype)
-        for shard, where in _by_file(rows, self.form.rows):
-            self._read_shard(
-                shard,
-                rows[where] - shard * self.form.rows,
-                box,
-                out[where[0] : where[-1] + 1],
-            )
-        return out[(slice(None), *inside)] if inside else out
+        if out.size:
+            for shard, where in _by_file(rows, self.form.rows):
+                local = rows[where] - shard * self.form.rows
+                self._read_shard(shard, local, box, out[where])
+        return _indexed(out, inside)
 
-    def _column(self, rows: Rows) -> npt.NDArray[Any]:
+    def last_present(self, rows: int, count: int) -> Rows:
+        """Return the last rows that hold something, ascending; no file before them is opened.
+
+        Parameters
+        ----------
+        rows : int
+            Committed rows.
+        count : int
+            How many to return at most.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_found,)
+            Their numbers.
+        """
+        found: list[Rows] = []
+        stop = rows
+        while stop > 0 and sum(map(len, found)) < count:
+            start = (stop - 1) // self.form.rows * self.form.rows
+            some = np.arange(start, stop)
+            found.insert(0, some[self.present(some)])
+            stop = start
+        return np.concatenate(found)[-count:] if found else np.empty(0, np.int64)
+
+    def _column(self, rows: Rows, index: Index = ()) -> npt.NDArray[Any]:
         out = np.empty((len(rows), *self.form.shape), self.form.dtype)
         for chunk, where in _by_file(rows, self.form.rows):
             path = self._path / chunk_key(chunk, self._ndim)
-            values = math.prod(self.form.shape)
             local = rows[where] - chunk * self.form.rows
             try:
-                # Only up to the last row wanted: a column of vectors is large.
-                stored = np.fromfile(path, self.form.dtype, (int(local[-1]) + 1) * values)
-                out[where] = stored.reshape(-1, *self.form.shape)[local]
+                # Mapped: of a row that describes all layers, one layer's part is read.
+                shape = (self.form.rows, *self.form.shape)
+                stored = np.memmap(path, self.form.dtype, "r", shape=shape)
+                picked = (slice(None), *_tuple(index)) if _is_basic(index) else ()
+                out[where][picked] = stored[local[0] : local[-1] + 1][picked][local - local[0]]
             except FileNotFoundError:
                 out[where] = np.frombuffer(self.form.absent(), self.form.dtype).reshape(
                     self.form.shape
                 )
-            except (ValueError, IndexError) as error:
+            except ValueError as error:
                 raise FormatError(str(path), "it is too short") from error
         return out
 
@@ -163,8 +186,9 @@ class ArrayReader:
     ) -> None:
         def read(fd: int) -> bool:
             entries = self._read_index(fd)
-            for row, target in zip(rows.tolist(), out, strict=True):
-                self._read_row(fd, entries, row, box, target)
+            for number, row in enumerate(rows.tolist()):
+                # The ellipsis makes a view of a number, too.
+                self._read_row(fd, entries, row, box, out[number, ...])
             return True
 
         if self._retried(shard, read) is None:
@@ -214,43 +238,60 @@ class ArrayReader:
         self.form.codec.decode(np.frombuffer(stored, np.uint8), out)
 
 
-def _by_file(rows: Rows, per_file: int) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
-    """Yield each file's number and the positions of the rows in it."""
+def _by_file(rows: Rows, per_file: int) -> Iterator[tuple[int, slice]]:
+    """Yield each file's number and where its rows stand among the rows, which ascend."""
     files = rows // per_file
-    for number in np.unique(files).tolist():
-        yield number, np.flatnonzero(files == number)
+    starts = np.flatnonzero(np.diff(files, prepend=-1)).tolist()
+    for start, stop in itertools.pairwise([*starts, len(rows)]):
+        yield int(files[start]), slice(start, stop)
 
 
 def _tuple(index: Index) -> tuple[Any, ...]:
     return index if isinstance(index, tuple) else (index,)
 
 
+def _is_basic(index: Index) -> bool:
+    """Return whether an index is one of integers and slices, which keeps the order of axes."""
+    return all(
+        item is None
+        or item is Ellipsis
+        or (isinstance(item, slice | int | np.integer) and not isinstance(item, bool))
+        for item in _tuple(index)
+    )
+
+
+def _indexed(out: npt.NDArray[Any], index: Index) -> npt.NDArray[Any]:
+    """Apply an index to every row."""
+    if _is_basic(index):
+        result: npt.NDArray[Any] = out[(slice(None), *_tuple(index))]
+        return result
+    if not len(out):  # numpy tells the shape
+        return np.empty((0, *np.empty(out.shape[1:], out.dtype)[index].shape), out.dtype)
+    return np.stack([row[index] for row in out])
+
+
 def _box(
     index: Index, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> tuple[list[tuple[int, int]], tuple[Any, ...]]:
+) -> tuple[list[tuple[int, int]], Index]:
     """Return the smallest box that holds what an index picks, and the index inside it."""
-    items = _tuple(index)
-    np.broadcast_to(np.empty((), dtype), shape)[items]  # raises as numpy does
+    np.broadcast_to(np.empty((), dtype), shape)[index]  # raises as numpy does
     whole = [(0, length) for length in shape]
-    if any(item is Ellipsis for item in items):
-        if sum(item is not Ellipsis and item is not None for item in items) > len(shape):
-            return whole, items
-        at = next(i for i, item in enumerate(items) if item is Ellipsis)
-        given = len(items) - 1
-        items = (*items[:at], *([slice(None)] * (len(shape) - given)), *items[at + 1 :])
-    if not all(isinstance(item, slice | int | np.integer) for item in items):
-        return whole, _tuple(index)
-    box = list(whole)
-    inside: list[slice | int] = []
+    if not _is_basic(index) or None in _tuple(index):
+        return whole, index
+    items = _tuple(index)
+    if Ellipsis in items:
+        at = items.index(Ellipsis)
+        missing = len(shape) - (len(items) - 1)
+        items = (*items[:at], *([slice(None)] * missing), *items[at + 1 :])
+    box, inside = list(whole), list[slice | int]()
     for axis, item in enumerate(items):
         if isinstance(item, slice):
             picked = range(*item.indices(shape[axis]))
-            low, high = (min(picked), max(picked) + 1) if len(picked) else (0, 0)
-            stop = picked.stop - low
+            if not picked:
+                return whole, index
+            low, stop = min(picked), picked.stop - min(picked)
             inside.append(slice(picked.start - low, stop if stop >= 0 else None, picked.step))
-            box[axis] = (low, high)
-            if not len(picked):
-                return whole, _tuple(index)
+            box[axis] = (low, max(picked) + 1)
         else:
             position = int(item) % shape[axis]
             box[axis] = (position, position + 1)

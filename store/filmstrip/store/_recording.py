@@ -1,15 +1,14 @@
-"""Recording: the only place that writes a run: its groups, its commits, its rewinding, its end."""
+"""Recording: the only place that writes a run: its attempts, its rewinding, its writers."""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import os
 import socket
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, SupportsFloat
@@ -19,13 +18,12 @@ from filmstrip.store._codec import Compression
 from filmstrip.store._frame import FrameSpec
 from filmstrip.store._group import GroupWriter
 from filmstrip.store._lock import WriterLock
-from filmstrip.store._metadata import Json, group_text, parent_groups
-from filmstrip.store._names import FRAME_KINDS, HEALTH, METADATA, SCALARS, statistics_group
+from filmstrip.store._metadata import Json
+from filmstrip.store._names import FRAME_KINDS, HEALTH, SCALARS, canonical, statistics_group
+from filmstrip.store._publish import Publisher, translated
 from filmstrip.store._summary import STATISTICS
 from filmstrip.store._writer import KindWriter, ScalarWriter, StatisticsWriter
-from filmstrip.store.errors import RunLockedError, StoreError, StoreWriteError
-
-PUBLISH_SECONDS = 1.0
+from filmstrip.store.errors import StoreError
 
 logger = logging.getLogger("filmstrip")
 
@@ -56,59 +54,43 @@ class RunWriter:
         self.path = path
         self.attempt = len(attributes["attempts"]) + 1
         self.rewound: tuple[int, int, int] | None = None
-        self._attributes, self._writer_lock = attributes, lock
-        self._compression, self._fsync = compression, fsync
-        self._lock = threading.RLock()
-        self._descriptors = _files.Descriptors()
-        self._groups: dict[str, GroupWriter] = {}
+        self._compression = compression
+        self._publisher = Publisher(path, attributes, lock, _files.Descriptors(fsync=fsync))
         self._kinds: dict[str, KindWriter] = {}
         self._statistics: dict[str, StatisticsWriter] = {}
         self._scalars: dict[str, ScalarWriter] = {}
-        self._pending: set[str] = set()
-        self._timer: threading.Timer | None = None
-        self._published = 0.0
-        self._closed = False
-        for name in attributes["groups"]:
-            self._groups[name] = self._open_group(name)
-        self._rewind(first_step)
-        attributes["attempts"].append(
-            {
-                "number": self.attempt,
-                "first_step": first_step,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "time": time.time(),
-            }
-        )
-        self._publish_root()
+        try:
+            for name in attributes["groups"]:
+                self._publisher.groups[name] = GroupWriter(self._publisher, name)
+            self._rewind(first_step)
+            attributes["attempts"].append(
+                {
+                    "number": self.attempt,
+                    "first_step": first_step,
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "time": time.time(),
+                }
+            )
+            self._publisher.publish_root()
+        except BaseException:
+            self._publisher.abandon()
+            raise
         atexit.register(self.close)
-
-    def _open_group(self, name: str, attributes: Json | None = None) -> GroupWriter:
-        return GroupWriter(
-            self.path,
-            name,
-            publisher=self,
-            lock=self._lock,
-            descriptors=self._descriptors,
-            attributes=attributes,
-            fsync=self._fsync,
-        )
+        _open_runs.add(self)
 
     def _rewind(self, first_step: int | None) -> None:
         """Take back every row at or behind a step; killed anywhere, the next attach repeats it."""
-        steps: set[int] = set()
-        for group in self._groups.values():
-            keep = group.rows_before(first_step)
-            steps.update(int(step) for step in group.steps_behind(keep))
-            group.shorten(keep)
-        if steps:
-            self.rewound = (len(steps), min(steps), max(steps))
+        groups = self._publisher.groups.values()
+        behind = [step for group in groups for step in group.shorten(first_step)]
+        if behind:
+            self.rewound = (len(set(behind)), min(behind), max(behind))
             logger.info("%s: took back %d steps, from %d to %d", self.path, *self.rewound)
-        if self._groups:
-            self._publish_root()  # lengths shrink: the root first, so that no reader looks too far
-        for group in self._groups.values():
+        if groups:
+            self._publisher.publish_root()  # lengths shrink: the root first
+        for group in groups:
             group.publish()
-        for group in self._groups.values():
+        for group in groups:
             group.truncate()
 
     def writer(self, kind: str, specs: Mapping[str, FrameSpec]) -> KindWriter:
@@ -129,9 +111,9 @@ class RunWriter:
         Raises
         ------
         ValueError
-            If there is no such kind, or a frame is too large.
+            If there is no such kind, or a frame is too large, or two layers have one name.
         StoreError
-            If the run holds frames of another shape or dtype for a layer.
+            If the run is closed, or holds frames of another shape or dtype for a layer.
         StoreWriteError
             If the arrays could not be made.
         """
@@ -139,11 +121,12 @@ class RunWriter:
             raise ValueError(
                 f"there is no kind {kind!r} of frames; there are: {', '.join(FRAME_KINDS)}"
             )
-        with self._lock, translated(self.path):
+        with self._publisher.lock, translated(self.path):
+            self._publisher.check_open()
             if kind not in self._kinds:
                 self._kinds[kind] = KindWriter(self._group(kind), kind, self._compression)
-            self._kinds[kind].add(specs)
-            self._publish_group(kind)
+            if self._kinds[kind].add(specs):
+                self._publisher.publish_now(self._group(kind))
         return self._kinds[kind]
 
     def statistics_writer(self, kind: str, layers: Sequence[str]) -> StatisticsWriter:
@@ -163,28 +146,32 @@ class RunWriter:
 
         Raises
         ------
+        ValueError
+            If there is no such kind, or a layer is named twice.
         StoreError
-            If the run holds statistics of other layers.
+            If the run is closed, or holds statistics of other layers.
         StoreWriteError
             If the arrays could not be made.
         """
-        name = statistics_group(kind)
-        with self._lock, translated(self.path):
-            attributes = {
-                "kind": kind,
-                "layers": list(layers),
-                "stats": list(STATISTICS),
-                "bits": 12,
-            }
-            group = self._group(name, attributes)
-            if group.attributes["layers"] != list(layers):
+        if kind not in FRAME_KINDS:
+            raise ValueError(
+                f"there is no kind {kind!r} of frames; there are: {', '.join(FRAME_KINDS)}"
+            )
+        names = [canonical(layer) for layer in layers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"statistics of {kind} need each layer once; got {', '.join(layers)}")
+        attributes = {"kind": kind, "layers": names, "stats": list(STATISTICS), "bits": 12}
+        with self._publisher.lock, translated(self.path):
+            group = self._group(statistics_group(kind), attributes)
+            if group.attributes["layers"] != names:
                 raise StoreError(
                     f"the statistics of {kind} in {self.path} are of other layers than these "
-                    f"{len(layers)}; start a new run with if_exists='new'"
+                    f"{len(names)}; start a new run with if_exists='new'"
                 )
             if kind not in self._statistics:
-                self._statistics[kind] = StatisticsWriter(group, layers)
-                self._publish_group(name)
+                writer = StatisticsWriter(group, len(names))
+                self._publisher.publish_now(group)
+                self._statistics[kind] = writer
         return self._statistics[kind]
 
     def log(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
@@ -203,6 +190,8 @@ class RunWriter:
             If they could not be written.
         ValueError, TypeError
             If the step falls, or a value is not one number.
+        StoreError
+            If the run is closed.
         """
         self._log(SCALARS, step, values)
 
@@ -211,83 +200,30 @@ class RunWriter:
         self._log(HEALTH, step, values)
 
     def _log(self, kind: str, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        with self._lock, translated(self.path):
+        with self._publisher.lock, translated(self.path):
+            self._publisher.check_open()
             if kind not in self._scalars:
                 self._scalars[kind] = ScalarWriter(self._group(kind), kind)
             if self._scalars[kind].log(step, values):
-                self._publish_group(kind)
+                self._publisher.publish_now(self._group(kind))
 
     def _group(self, name: str, attributes: Json | None = None) -> GroupWriter:
-        if self._closed:
-            raise StoreError(f"{self.path} is closed")
-        if name not in self._groups:
-            group = self._open_group(name, attributes or {"kind": name})
-            group.publish()
-            self._groups[name] = group
-            self._attributes["groups"] = list(self._groups)
-        return self._groups[name]
-
-    def pending(self, group: GroupWriter) -> None:
-        """Publish a group now, or within a second of the last time; called under the lock."""
-        self._pending.add(group.name)
-        if self._timer is not None:
-            return
-        wait = self._published + PUBLISH_SECONDS - time.monotonic()
-        self._timer = threading.Timer(max(wait, 0.0), self._publish_in_time)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _publish_in_time(self) -> None:
-        with self._lock:
-            self._timer = None
-            if self._closed:
-                return
-            try:
-                self.publish()
-            except OSError:  # the rows are safe; the next one, or close, publishes them
-                logger.debug("%s: publishing failed, later again", self.path, exc_info=True)
+        self._publisher.check_open()
+        if name not in self._publisher.groups:
+            self._publisher.add(GroupWriter(self._publisher, name, attributes or {"kind": name}))
+        return self._publisher.groups[name]
 
     def publish(self) -> None:
-        """Commit the rows written so far for every reader.
+        """Commit the rows written so far for every reader, without waiting for the second.
 
         Raises
         ------
         StoreWriteError
             If the metadata could not be replaced. The rows stay pending.
+        StoreError
+            If the run is closed, or another process took it over.
         """
-        with self._lock, translated(self.path):
-            self._check_lock()
-            for name in sorted(self._pending):
-                self._groups[name].publish()
-            if self._pending:
-                self._publish_root()
-            self._pending.clear()
-            self._published = time.monotonic()
-
-    def _check_lock(self) -> None:
-        if not self._writer_lock.held():
-            self._closed = True
-            raise RunLockedError(
-                str(self.path), "another process, which took it over from this one"
-            )
-
-    def _publish_group(self, name: str) -> None:
-        self._groups[name].publish()
-        self._publish_root()
-
-    def _publish_root(self) -> None:
-        members: dict[str, str] = {}
-        for parent in parent_groups(self._groups):
-            members[parent] = group_text({}, {})
-        for name, group in self._groups.items():
-            members[name] = group_text(group.attributes, {})
-            members.update(group.members(f"{name}/"))
-        text = group_text(self._attributes, members)
-        for parent in parent_groups(self._groups):
-            path = self.path / parent / METADATA
-            if not path.exists():
-                _files.replace(path, group_text({}, {}).encode(), fsync=self._fsync)
-        _files.replace(self.path / METADATA, text.encode(), fsync=self._fsync)
+        self._publisher.publish()
 
     def close(self) -> None:
         """Publish everything, seal the shards and let others write; a second call does nothing.
@@ -297,25 +233,13 @@ class RunWriter:
         StoreWriteError
             If that could not be written. What was committed stays.
         """
-        with self._lock:
-            if self._closed:
-                return
-            try:
-                with translated(self.path):
-                    self._check_lock()
-                    self._attributes["attempts"][-1]["ended"] = time.time()
-                    for group in self._groups.values():
-                        group.publish()
-                    self._publish_root()
-                    for group in self._groups.values():
-                        group.close()
-            finally:
-                self._closed = True
-                if self._timer is not None:
-                    self._timer.cancel()
-                self._descriptors.close()
-                self._writer_lock.release()
-                atexit.unregister(self.close)
+        atexit.unregister(self.close)
+        _open_runs.discard(self)
+        self._publisher.close()
+
+    def _abandon_after_fork(self) -> None:
+        atexit.unregister(self.close)
+        self._publisher.abandon_after_fork()
 
     def __enter__(self) -> Self:
         return self
@@ -329,12 +253,13 @@ class RunWriter:
         self.close()
 
 
-@contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Turn an OSError of anything inside into a StoreWriteError."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, StoreError):
-            raise
-        raise StoreWriteError(error.errno or 0, str(error.filename or path)) from error
+_open_runs: weakref.WeakSet[RunWriter] = weakref.WeakSet()
+
+
+def _leave_runs_to_the_parent() -> None:
+    for run in list(_open_runs):
+        run._abandon_after_fork()
+    _open_runs.clear()
+
+
+os.register_at_fork(after_in_child=_leave_runs_to_the_parent)

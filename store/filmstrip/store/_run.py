@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from filmstrip.store._mappings import Scalars, Strips
-from filmstrip.store._metadata import Json, run_attributes
+from filmstrip.store._metadata import Json, MetadataFile, run_attributes
 from filmstrip.store._names import (
     FRAME_KINDS,
     HEALTH,
+    METADATA,
     SCALARS,
     STATISTICS,
     canonical,
@@ -59,12 +60,13 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._views: dict[str, GroupView] = {}
-        run_attributes(path)
+        self._file = MetadataFile(path / METADATA)
+        run_attributes(path, self._file)
 
     @property
     def attributes(self) -> Json:
         """What the store says of the run."""
-        return run_attributes(self.path)
+        return run_attributes(self.path, self._file)
 
     @property
     def name(self) -> str:
@@ -134,7 +136,7 @@ class Run:
             list(Scalars(self, SCALARS)) if kind == SCALARS else list(self._frames(kind).layers())
         )
         chosen = select(pattern, names)
-        if not chosen:
+        if not chosen and not (pattern == "*" and not names):
             shown = pattern if isinstance(pattern, str) else ", ".join(pattern)
             raise LayerNotFoundError(shown, f"{kind} in {self.name}", nearest_names(pattern, names))
         return chosen
@@ -245,13 +247,16 @@ class Run:
             if statistics_group(kind) not in self.groups():
                 continue
             statistics = self.statistics(kind)
-            for layer in statistics.layers:
-                steps, values = statistics.values(layer)
-                counts = [derive(values, name) for name in ("nan", "posinf", "neginf")]
-                bad = np.flatnonzero(sum(counts) > 0)
-                if bad.size and (first is None or steps[bad[0]] < first.step):
-                    nan, posinf, neginf = (int(count[bad[0]]) for count in counts)
-                    first = NonFinite(int(steps[bad[0]]), kind, layer, nan, posinf, neginf)
+            steps, values = statistics.table()
+            counts = np.nan_to_num(
+                np.stack([derive(values, name) for name in ("nan", "posinf", "neginf")], axis=-1)
+            )
+            bad = np.argwhere(counts.any(axis=-1))
+            if len(bad) and (first is None or steps[bad[0][0]] < first.step):
+                row, position = bad[0].tolist()
+                nan, posinf, neginf = counts[row, position].astype(int).tolist()
+                layer = statistics.layers[position]
+                first = NonFinite(int(steps[row]), kind, layer, nan, posinf, neginf)
         return first
 
     def follow(self, kind: str, *, poll: float = 0.2) -> Iterator[int]:
@@ -270,12 +275,14 @@ class Run:
             Steps, ascending; a run that is resumed from an earlier step repeats some. Ends when the
             run is no longer running.
         """
-        last = -1
+        last, attempts = -1, len(self.attributes["attempts"])
         while True:
-            running = self.status().state == "running"
+            made = self.attributes["attempts"]
+            for attempt in made[attempts:]:  # resumed: steps from there on come again
+                last = min(last, (attempt["first_step"] or 2**63) - 1)
+            attempts = len(made)
+            running = state_of(made) == "running"
             steps = self.steps(kind) if kind in self.groups() else np.empty(0, np.int64)
-            if steps.size and steps[-1] < last:
-                last = -1 if not (steps < last).any() else int(steps[steps < last][-1])
             for step in steps[steps > last].tolist():
                 last = step
                 yield step
@@ -372,4 +379,4 @@ def open_run(run: str | os.PathLike[str]) -> Run:
     location = os.fspath(run)
     if "://" in location:
         raise FormatError(location, "runs are read from a local path")
-    return Run(Path(location))
+    return Run(Path(location).absolute())

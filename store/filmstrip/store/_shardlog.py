@@ -124,7 +124,8 @@ class ShardLog:
         self._stale = False
         if not path.exists():
             empty = _checked(self._index)
-            _files.create(path, [(self._length - self._index_bytes, empty)], self._length)
+            at = self._length - self._index_bytes
+            _files.create(path, [(at, empty)], self._length, fsync=descriptors.fsync)
         else:
             self._reopen(slots, keep)
         self._end = self._find_end()

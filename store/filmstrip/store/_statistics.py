@@ -44,9 +44,8 @@ class Statistics:
 
     def _position(self, layer: str) -> int:
         layers = self.layers
-        for name in (layer, canonical(layer)):
-            if name in layers:
-                return layers.index(name)
+        if canonical(layer) in layers:
+            return layers.index(canonical(layer))
         raise LayerNotFoundError(
             layer, f"the statistics of {self.kind}", nearest_names(layer, layers)
         )
@@ -61,11 +60,23 @@ class Statistics:
         values : ndarray of float64, shape (n_steps, 9)
             In the order of `STATISTICS`.
         """
-        steps = self.steps
-        rows = np.arange(len(steps))
-        values = self._group.reader(VALUES).read(rows)[:, self._position(layer)]
+        steps, rows = self._group.rows(VALUES)
+        values = self._group.read(VALUES, steps, rows, self._position(layer))
         there = ~np.isnan(values[:, 0])
         return steps[there], values[there]
+
+    def table(self) -> tuple[Steps, Floats]:
+        """Return all stored statistics of all layers.
+
+        Returns
+        -------
+        steps : ndarray of int64, shape (n_steps,)
+            Steps described.
+        values : ndarray of float64, shape (n_steps, n_layers, 9)
+            In the order of `layers` and `STATISTICS`; NaN where a layer had no tensor.
+        """
+        steps, rows = self._group.rows(VALUES)
+        return steps, self._group.read(VALUES, steps, rows)
 
     def __getitem__(self, key: tuple[str, str]) -> Series:
         """Return one statistic of one layer over steps.
@@ -110,12 +121,11 @@ class Statistics:
         counts : ndarray of uint64, shape (n_steps, 4096)
             Counts, ascending with the value.
         """
-        steps, position = self.steps, self._position(layer)
-        reader = self._group.reader(HISTOGRAM)
-        rows = np.flatnonzero(reader.present(np.arange(len(steps))))
-        counts = reader.read(rows, index=position)
+        position = self._position(layer)
+        steps, rows = self._group.rows(HISTOGRAM)
+        counts = self._group.read(HISTOGRAM, steps, rows, position)
         there = counts.any(axis=1)
-        return steps[rows[there]], counts[there]
+        return steps[there], counts[there]
 
     def histogram(
         self, layer: str, step: int = -1, bins: int | npt.ArrayLike = 50
@@ -144,19 +154,15 @@ class Statistics:
             If no histogram was kept at the step.
         """
         position = self._position(layer)
-        steps = self.steps
-        reader = self._group.reader(HISTOGRAM)
-        rows = np.flatnonzero(reader.present(np.arange(len(steps))))
-        kept = steps[rows]
-        if step < 0 and -step <= len(kept):
-            row = rows[step]
+        kept, rows = self._group.rows(HISTOGRAM)
+        if step >= 0:
+            at = np.flatnonzero(kept == step)
         else:
-            found = np.flatnonzero(kept == step)
-            if not found.size:
-                raise FrameNotFoundError(layer, step, nearest_steps(kept, step))
-            row = rows[found[0]]
-        at = np.array([row])
-        counts = reader.read(at, index=position)[0]
-        low, high = self._group.reader(VALUES).read(at)[0, position, 5:7].tolist()
+            at = np.arange(len(kept))[step:][:1] if -step <= len(kept) else np.empty(0, np.int64)
+        counts = self._group.read(HISTOGRAM, kept[at], rows[at], position)
+        if not counts.any():
+            raise FrameNotFoundError(layer, step, nearest_steps(self.bits(layer)[0], step))
+        values = self._group.read(VALUES, kept[at], rows[at], position)[0]
+        low, high = float(derive(values, "min")), float(derive(values, "max"))
         edges = histogram_edges(bins, low, high)
-        return rebin(counts, edges, low, high), edges
+        return rebin(counts[0], edges, low, high), edges

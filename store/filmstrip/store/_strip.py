@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,12 @@ from filmstrip.store._bits import bit_histogram, rebin
 from filmstrip.store._reader import Index
 from filmstrip.store._select import nearest_steps, slice_steps
 from filmstrip.store._summary import STATISTICS, summarize
-from filmstrip.store._view import GroupView, rows_of
-from filmstrip.store.errors import FrameNotFoundError, KindNotFoundError
+from filmstrip.store._view import GroupView
+from filmstrip.store.errors import (
+    FrameNotFoundError,
+    KindNotFoundError,
+    LayerNotFoundError,
+)
 
 if TYPE_CHECKING:
     from filmstrip.store._run import Run
@@ -80,8 +85,7 @@ class Strip:
     @property
     def steps(self) -> Steps:
         """Steps that have a frame, ascending."""
-        steps = self._group.steps()
-        return steps[self._group.reader(self._array).present(np.arange(len(steps)))]
+        return self._group.rows(self._array)[0]
 
     def frame(self, step: int = -1, *, nearest: bool = False) -> npt.NDArray[Any]:
         """Return the frame of one step.
@@ -115,42 +119,35 @@ class Strip:
         >>> open_run(f"{folder}/run.zarr").weights["fc"].frame(90, nearest=True)
         array([100., 100.], dtype=float32)
         """
-        step, row = self._find(int(step), nearest=nearest)
-        rows = np.array([row], np.int64)
-        frame: npt.NDArray[Any] = self._group.reader(self._array).read(rows)[0]
-        return frame[: self._valid(rows)[0]] if self._batched() else frame
+        steps, rows = self._find(operator.index(step), nearest=nearest)
+        frame: npt.NDArray[Any] = self._group.read(self._array, steps, rows)[0]
+        if not self._batched():
+            return frame
+        samples = int(self._group.samples(rows)[0])
+        return frame[:samples] if 0 < samples < len(frame) else frame
 
-    def _find(self, step: int, *, nearest: bool) -> tuple[int, int]:
+    def _find(self, step: int, *, nearest: bool) -> tuple[Steps, Steps]:
+        """Return one step that has a frame, and its row."""
         steps = self._group.steps()
         reader = self._group.reader(self._array)
-        if step >= 0:
-            row = int(np.searchsorted(steps, step))
-            if row < len(steps) and steps[row] == step and reader.present(np.array([row]))[0]:
-                return step, row
-        rows = np.flatnonzero(reader.present(np.arange(len(steps))))
-        kept = steps[rows]
         if step < 0:
-            if -step > len(kept):
-                raise FrameNotFoundError(self.layer, step, kept[:1].tolist())
-            return int(kept[step]), int(rows[step])
-        if not nearest or not len(kept):
+            rows = reader.last_present(len(steps), -step)
+            if len(rows) < -step:
+                raise FrameNotFoundError(self.layer, step, steps[rows[:1]].tolist())
+            return steps[rows[:1]], rows[:1]
+        rows = np.flatnonzero(steps == step)
+        if rows.size and reader.present(rows)[0]:
+            return steps[rows], rows
+        kept, rows = self._group.rows(self._array)
+        if not nearest or not kept.size:
             raise FrameNotFoundError(self.layer, step, nearest_steps(kept, step))
-        best = int(np.argmin(np.abs(kept - step)))
-        return int(kept[best]), int(rows[best])
+        best = slice(at := int(np.argmin(np.abs(kept - step))), at + 1)
+        return kept[best], rows[best]
 
     def _batched(self) -> bool:
-        """Return whether the first axis holds samples, as far as is known."""
-        if not self.shape or self.kind in ("weights", "gradients"):
-            return False
-        layout = self.layout
-        if layout is not None:
-            return layout[0] == "N"
-        samples = self._group.samples(np.arange(len(self._group.steps())))
-        return self.shape[0] == int(samples.max(initial=0))
-
-    def _valid(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        samples = self._group.samples(rows).astype(np.int64)
-        return np.where(samples > 0, np.minimum(samples, self.shape[0]), self.shape[0])
+        """Return whether the first axis holds samples: by its layout, or since one was short."""
+        about = self.attributes
+        return (about.get("layout") or "").startswith("N") or bool(about.get("varies"))
 
     def read(
         self, steps: int | slice | Sequence[int] | Steps = slice(None), index: Index = ()
@@ -193,19 +190,31 @@ class Strip:
         """
         everything = self._group.steps()
         reader = self._group.reader(self._array)
-        kept = np.flatnonzero(reader.present(np.arange(len(everything))))
         if isinstance(steps, slice):
-            wanted = slice_steps(everything[kept], steps)
-        else:
-            wanted = np.array(
-                [self._find(int(step), nearest=False)[0] for step in np.atleast_1d(steps)]
-            )
-        rows = rows_of(everything, wanted)
-        order = np.argsort(rows, kind="stable")
-        read = reader.read(rows[order], index)
-        result = np.empty_like(read)
-        result[order] = read
-        return result if result.dtype.isnative else result.astype(self.dtype)
+            wanted = slice_steps(everything, steps)
+            rows = np.searchsorted(everything, wanted)
+            there = reader.present(rows)
+            return self._native(self._group.read(self._array, wanted[there], rows[there], index))
+        wanted = np.array([self._known(everything, step) for step in np.atleast_1d(steps).tolist()])
+        unique, order = np.unique(wanted.astype(np.int64), return_inverse=True)
+        rows = np.searchsorted(everything, unique)
+        missing = unique[~reader.present(rows)]
+        if missing.size:
+            kept = self.steps
+            step = int(missing[0])
+            raise FrameNotFoundError(self.layer, step, nearest_steps(kept, step))
+        return self._native(self._group.read(self._array, unique, rows, index)[order])
+
+    def _known(self, everything: Steps, step: int) -> int:
+        if step < 0:
+            return int(self._find(step, nearest=False)[0][0])
+        at = int(np.searchsorted(everything, step))
+        if at == len(everything) or everything[at] != step:
+            raise FrameNotFoundError(self.layer, step, nearest_steps(self.steps, step))
+        return step
+
+    def _native(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return values if values.dtype.isnative else values.astype(self.dtype)
 
     def histogram(
         self, step: int = -1, bins: int | npt.ArrayLike = 50
@@ -230,10 +239,14 @@ class Strip:
         ------
         FrameNotFoundError
             If neither a histogram nor a frame was kept at the step.
+        TypeError
+            If the values are complex.
         """
+        if self.dtype.kind == "c":
+            raise TypeError(f"complex values of {self.layer!r} have no histogram")
         try:
             return self.run.statistics(self.kind).histogram(self.layer, step, bins)
-        except (KindNotFoundError, KeyError):
+        except (KindNotFoundError, LayerNotFoundError, FrameNotFoundError):
             frame = self.frame(step)
             values = dict(zip(STATISTICS, summarize(frame).tolist(), strict=True))
             edges = histogram_edges(bins, values["min"], values["max"])
@@ -254,6 +267,11 @@ def histogram_edges(bins: int | npt.ArrayLike, low: float, high: float) -> npt.N
         raise ValueError(f"a histogram needs 1 bin or more; got {bins}")
     if not np.isfinite([low, high]).all():
         low, high = 0.0, 1.0
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, int(bins) + 1)
+    edges = np.linspace(low, high, int(bins) + 1)
+    if (np.diff(edges) > 0).all() and np.isfinite(edges).all():
+        return edges
+    # One value, or a range that floats cannot divide so finely: wide enough that they can.
+    middle, half = low / 2 + high / 2, max(0.5, 1e-9 * bins * max(abs(low), abs(high)))
+    reach = np.finfo(np.float64).max / 4
+    middle = min(max(middle, -reach), reach)
+    return np.linspace(middle - half, middle + half, int(bins) + 1)

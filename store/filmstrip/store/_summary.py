@@ -42,7 +42,8 @@ def summarize(values: npt.ArrayLike) -> Floats:
         finite = finite[np.isfinite(finite)]
     low, high = (finite.min(), finite.max()) if finite.size else (np.nan, np.nan)
     zeros = finite.size - np.count_nonzero(finite)
-    total, squares = finite.sum(), np.dot(finite, finite)
+    with np.errstate(over="ignore"):
+        total, squares = finite.sum(), np.dot(finite, finite)
     return np.array([array.size, nan, posinf, neginf, zeros, low, high, total, squares], np.float64)
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from filmstrip.store._metadata import Json, read_json
-from filmstrip.store._names import METADATA, SAMPLES, STEP, WALL_TIME, chunk_key
-from filmstrip.store._reader import ArrayReader
+from filmstrip.store._column import read_steps
+from filmstrip.store._metadata import Json, MetadataFile, members_of
+from filmstrip.store._names import METADATA, SAMPLES, STEP, WALL_TIME
+from filmstrip.store._reader import ArrayReader, Index
 from filmstrip.store.errors import FormatError
 
 Steps = npt.NDArray[np.int64]
@@ -45,68 +45,86 @@ class GroupView:
 
     def __init__(self, root: Path, name: str) -> None:
         self.name, self.path = name, root / name
-        self._stamp: tuple[int, int, int] | None = None
-        self._document: Json = {}
+        self._file = MetadataFile(self.path / METADATA)
+        self._known: Json | None = None
+        self._members: tuple[Json, dict[str, Json]] = ({}, {})
+        self._layers: dict[str, str] = {}
         self._readers: dict[str, ArrayReader] = {}
 
-    def _refresh(self) -> Json:
-        path = self.path / METADATA
-        try:
-            status = path.stat()
-        except FileNotFoundError as error:
-            raise FormatError(str(self.path), "its zarr.json is missing") from error
-        stamp = (
-            status.st_ino,
-            status.st_mtime_ns,
-            status.st_size,
-        )  # replaced by rename, never in place
-        if stamp != self._stamp:
-            self._document = read_json(path) or {}
-            self._readers.clear()
-            self._stamp = stamp
-        return self._document
+    def _refresh(self) -> tuple[Json, dict[str, Json]]:
+        document = self._file.read()
+        if document is None:
+            raise FormatError(str(self.path), "its zarr.json is missing")
+        if document is not self._known:
+            self._members = members_of(document, self.path)
+            self._layers = _in_order(self._members[1])
+            self._readers = {}
+            self._known = document
+        return self._members
 
     @property
     def attributes(self) -> Json:
         """What the group's metadata says."""
-        attributes: Json = self._refresh()["attributes"].get("filmstrip", {})
-        return attributes
+        return self._refresh()[0]
 
     @property
     def documents(self) -> dict[str, Json]:
         """Metadata of the arrays, by array name."""
-        documents: dict[str, Json] = self._refresh()["consolidated_metadata"]["metadata"]
-        return documents
+        return self._refresh()[1]
 
     def layers(self) -> dict[str, str]:
         """Return array names by layer, in forward order."""
-        named = [
-            (attributes.get("order", 0), position, attributes["layer"], name)
-            for position, (name, document) in enumerate(self.documents.items())
-            if (attributes := document["attributes"].get("filmstrip"))
-        ]
-        return {layer: name for _, _, layer, name in sorted(named)}
+        self._refresh()
+        return self._layers
 
     def reader(self, name: str) -> ArrayReader:
         """Return the reader of an array."""
         documents = self.documents
-        if name not in self._readers:
-            self._readers[name] = ArrayReader(self.path / name, documents[name])
-        return self._readers[name]
+        reader = self._readers.get(name)
+        if reader is None:
+            reader = self._readers[name] = ArrayReader(self.path / name, documents[name])
+        return reader
 
     def steps(self) -> Steps:
         """Return the steps of all complete rows."""
-        per_file, found = self.reader(STEP).form.rows, []
-        for chunk in range(1 << 31):
-            try:
-                steps = np.fromfile(self.path / STEP / chunk_key(chunk, 1), "<i8")
-            except FileNotFoundError:
-                break
-            behind = np.flatnonzero(steps < 0)
-            found.append(steps[: behind[0]] if behind.size else steps)
-            if behind.size or len(steps) < per_file:
-                break
-        return np.concatenate(found) if found else np.empty(0, np.int64)
+        return read_steps(self.path / STEP, self.reader(STEP).form.rows)
+
+    def rows(self, name: str) -> tuple[Steps, Steps]:
+        """Return the steps at which an array holds something, and their rows."""
+        steps = self.steps()
+        rows = np.flatnonzero(self.reader(name).present(np.arange(len(steps))))
+        return steps[rows], rows
+
+    def read(self, name: str, steps: Steps, rows: Steps, index: Index = ()) -> npt.NDArray[Any]:
+        """Read rows of an array whose steps are known, also while a rewind rewrites them.
+
+        Parameters
+        ----------
+        name : str
+            Array.
+        steps, rows : ndarray of int64, shape (n_rows,)
+            Rows, ascending, and the steps that they were found to have.
+        index : optional
+            A numpy index into a row.
+
+        Returns
+        -------
+        ndarray, shape (n_rows, *indexed)
+            What the array holds at these steps.
+
+        Raises
+        ------
+        FormatError
+            If the rows have other steps each time.
+        """
+        for _ in range(4):
+            values = self.reader(name).read(rows, index)
+            now = self.steps()
+            if len(rows) == 0 or (rows[-1] < len(now) and np.array_equal(now[rows], steps)):
+                return values
+            rows = np.searchsorted(now, steps)
+            rows = rows[rows < len(now)]
+        raise FormatError(str(self.path), "its steps were taken back meanwhile")
 
     def samples(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Return how many samples are valid in rows, 0 where that has no meaning."""
@@ -118,13 +136,15 @@ class GroupView:
 
     def series(self, name: str) -> Series:
         """Return what a column of numbers holds."""
-        steps = self.steps()
-        rows = np.arange(len(steps))
-        reader = self.reader(name)
-        present = reader.present(rows)
-        return Series(steps[present], reader.read(rows[present]))
+        steps, rows = self.rows(name)
+        return Series(steps, self.read(name, steps, rows))
 
 
-def rows_of(steps: Steps, wanted: Sequence[int] | Steps) -> npt.NDArray[np.int64]:
-    """Return the rows of steps that are all there."""
-    return np.searchsorted(steps, np.asarray(wanted, np.int64))
+def _in_order(documents: dict[str, Json]) -> dict[str, str]:
+    """Return array names by layer, in forward order."""
+    named = [
+        (attributes.get("order", 0), position, attributes["layer"], name)
+        for position, (name, document) in enumerate(documents.items())
+        if (attributes := document["attributes"].get("filmstrip"))
+    ]
+    return {layer: name for _, _, layer, name in sorted(named)}

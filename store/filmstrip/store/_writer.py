@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, SupportsFloat
 
 import numpy as np
 import numpy.typing as npt
 
-from filmstrip.store._arrays import ArrayForm
+from filmstrip.store._arrays import ABSENT, ArrayForm
 from filmstrip.store._bits import BINS
 from filmstrip.store._codec import Codec, Compression, codec_for
-from filmstrip.store._frame import FrameSpec, widen
+from filmstrip.store._frame import FrameSpec, as_stored
 from filmstrip.store._group import GroupWriter
 from filmstrip.store._layout import lay_out
 from filmstrip.store._names import (
@@ -25,6 +26,8 @@ from filmstrip.store._names import (
 )
 from filmstrip.store._summary import STATISTICS
 from filmstrip.store.errors import StoreError
+
+_BATCHED_KINDS = frozenset({"activations", "inputs", "images"})
 
 
 class KindWriter:
@@ -43,45 +46,68 @@ class KindWriter:
         """Layers that this writer takes."""
         return tuple(self._layers)
 
-    def add(self, specs: Mapping[str, FrameSpec]) -> None:
+    def add(self, specs: Mapping[str, FrameSpec]) -> bool:
         """Take more layers.
+
+        Returns
+        -------
+        bool
+            Whether an array was made.
 
         Raises
         ------
         StoreError
             If the run holds other frames of a layer.
+        ValueError
+            If two layers have one name, or a frame is too large.
         """
-        kept = {
-            document["attributes"]["filmstrip"]["layer"]: name for name, document in self._strips()
-        }
-        for position, (given, spec) in enumerate(specs.items(), start=len(self._layers)):
+        kept = self._kept()
+        made = False
+        for given, spec in specs.items():
             layer = canonical(given)
-            if spec.order is None or spec.original is None:
-                spec = _completed(spec, position, given)
+            taken = self._layers.get(layer)
+            if taken is not None and taken[1].original != (spec.original or given):
+                raise ValueError(f"layers {taken[1].original!r} and {given!r} are one: {layer!r}")
+            spec = replace(
+                spec,
+                order=len(kept) if spec.order is None else spec.order,
+                original=spec.original or given,
+            )
             form = self._form(spec)
             if layer in kept:
                 self._check_same(layer, kept[layer], form)
             else:
-                name = array_name(layer, self._group.arrays)
-                names = dimension_names(name, len(spec.shape) + 1)
-                attributes = spec.attributes(self.kind, layer)
-                self._group.add(name, form, form.document(names, attributes))
-                kept[layer] = name
+                kept[layer] = self._make(layer, spec, form)
+                made = True
             self._layers[layer] = (kept[layer], spec)
+        return made
 
-    def _strips(self) -> list[tuple[str, dict[str, Any]]]:
-        return [item for item in self._group.documents.items() if item[1]["attributes"]]
+    def _kept(self) -> dict[str, str]:
+        """Return the array names of the layers that the group has."""
+        return {
+            document["attributes"]["filmstrip"]["layer"]: name
+            for name, document in self._group.documents.items()
+            if document["attributes"]
+        }
+
+    def _make(self, layer: str, spec: FrameSpec, form: ArrayForm) -> str:
+        name = array_name(layer, self._group.arrays)
+        names = dimension_names(name, len(spec.shape) + 1)
+        self._group.add(name, form, form.document(names, spec.attributes(self.kind, layer)))
+        return name
 
     def _form(self, spec: FrameSpec) -> ArrayForm:
-        if not spec.shape:
-            return ArrayForm.column(spec.stored_dtype)
-        layout = lay_out(spec.shape, spec.stored_dtype.itemsize)
-        block_bytes = math.prod(layout.block) * spec.stored_dtype.itemsize
-        codec = codec_for(self.kind, spec, block_bytes, self._compression)
-        return ArrayForm.strip(spec.stored_dtype, layout, codec)
+        dtype = spec.stored_dtype
+        if not spec.shape and dtype.name in ABSENT:
+            return ArrayForm.column(dtype)  # others have no value to spare for "not there"
+        layout = lay_out(spec.shape, dtype.itemsize)
+        block_bytes = math.prod(layout.block) * dtype.itemsize
+        return ArrayForm.strip(
+            dtype, layout, codec_for(self.kind, spec, block_bytes, self._compression)
+        )
 
     def _check_same(self, layer: str, name: str, form: ArrayForm) -> None:
-        old = ArrayForm.of(self._group.documents[name])
+        old = ArrayForm.of(self._group.documents[name], self._group.path / name)
         if (old.shape, old.dtype) != (form.shape, form.dtype):
             raise StoreError(
                 f"{self.kind} of {layer!r} are {form.dtype.name} {form.shape} now and were "
@@ -130,23 +156,23 @@ class KindWriter:
         >>> open_run(f"{folder}/run.zarr").activations["conv1"].frame(0).sum()
         np.float32(6.0)
         """
-        step = self._group.check_step(step)
         values: dict[str, npt.NDArray[Any]] = {}
-        valid = samples
-        longest = 0
+        short: dict[str, int] = {}
         for layer, frame in frames.items():
             name, spec = self._layer(layer)
-            array = widen(np.asarray(frame), spec)
+            array = values[name] = as_stored(frame, spec, layer)
             if array.shape != spec.shape:
-                _check_short(layer, array.shape, spec.shape)
-                if samples is None:
-                    valid = len(array) if valid is None else min(valid, len(array))
-            if spec.layout is not None and spec.layout[:1] == "N":
-                longest = max(longest, spec.shape[0])
-            values[name] = array
-        self._group.append(
-            step, values, samples=longest if valid is None else valid, wall_time=wall_time
-        )
+                self._check_short(layer, array.shape, spec)
+                short[layer] = len(array)
+        if len(set(short.values()) | ({samples} if samples is not None else set())) > 1:
+            lengths = ", ".join(f"{layer!r} {length}" for layer, length in short.items())
+            given = "" if samples is None else f"; samples={samples}"
+            raise ValueError(f"the short frames of a step need one length: {lengths}{given}")
+        valid = next(iter(short.values()), samples)
+        if valid is None:
+            specs = [self._layer(layer)[1] for layer in frames]
+            valid = max((spec.shape[0] for spec in specs if spec.batched), default=0)
+        self._group.append(int(step), values, samples=int(valid), wall_time=wall_time)
 
     def _layer(self, layer: str) -> tuple[str, FrameSpec]:
         found = self._layers.get(layer) or self._layers.get(canonical(layer))
@@ -154,23 +180,14 @@ class KindWriter:
             raise KeyError(f"layer {layer!r} was not announced to the writer of {self.kind}")
         return found
 
-    def close(self) -> None:
-        """Do nothing: the run's `close` seals all its writers together."""
-
-
-def _completed(spec: FrameSpec, position: int, given: str) -> FrameSpec:
-    from dataclasses import replace
-
-    order = position if spec.order is None else spec.order
-    return replace(spec, order=order, original=spec.original or given)
-
-
-def _check_short(layer: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    shorter = len(shape) == len(wanted) > 0 and shape[1:] == wanted[1:] and shape[0] <= wanted[0]
-    if not shorter:
-        raise ValueError(
-            f"a frame of {layer!r} has shape {shape}; its layer was announced with {wanted}"
-        )
+    def _check_short(self, layer: str, shape: tuple[int, ...], spec: FrameSpec) -> None:
+        shorter = len(shape) == len(spec.shape) and shape[1:] == spec.shape[1:]
+        if not shorter or shape[0] > spec.shape[0] or self.kind not in _BATCHED_KINDS:
+            raise ValueError(
+                f"a frame of {layer!r} has shape {shape}; its layer was announced with {spec.shape}"
+            )
+        if not spec.batched:  # nobody said that its first axis holds samples; now it is known
+            self._group.annotate(self._layer(layer)[0], "varies", value=True)
 
 
 class StatisticsWriter:
@@ -179,13 +196,15 @@ class StatisticsWriter:
     Made by `RunWriter.statistics_writer`.
     """
 
-    def __init__(self, group: GroupWriter, layers: Sequence[str]) -> None:
-        self._group = group
-        self._layers = len(layers)
-        if VALUES in group.arrays:
-            return
-        values = ArrayForm.column(np.dtype("<f8"), (self._layers, len(STATISTICS)))
-        group.add(VALUES, values, values.document([STEP, "layer", "stat"], {}))
+    def __init__(self, group: GroupWriter, layers: int) -> None:
+        self._group, self._layers = group, layers
+        if VALUES not in group.arrays:
+            values = ArrayForm.column(np.dtype("<f8"), (layers, len(STATISTICS)))
+            group.add(VALUES, values, values.document([STEP, "layer", "stat"], {}))
+        if HISTOGRAM not in group.arrays:
+            self._add_histogram()
+
+    def _add_histogram(self) -> None:
         dtype = np.dtype("<u8")
         together = max(8, -(-self._layers // 16))
         layout = lay_out(
@@ -194,7 +213,7 @@ class StatisticsWriter:
             (min(together, max(1, self._layers)), BINS),
         )
         histogram = ArrayForm.strip(dtype, layout, Codec("zstd", dtype.itemsize))
-        group.add(HISTOGRAM, histogram, histogram.document([STEP, "layer", "bin"], {}))
+        self._group.add(HISTOGRAM, histogram, histogram.document([STEP, "layer", "bin"], {}))
 
     def append(
         self,
@@ -224,16 +243,12 @@ class StatisticsWriter:
         ValueError
             If the shapes do not fit the layers, or the step does not rise.
         """
-        step = self._group.check_step(step)
         row = {VALUES: np.ascontiguousarray(values, "<f8")}
         _check_rows("statistics", row[VALUES].shape, (self._layers, len(STATISTICS)))
         if histograms is not None:
             row[HISTOGRAM] = np.ascontiguousarray(histograms, "<u8")
             _check_rows("histograms", row[HISTOGRAM].shape, (self._layers, BINS))
-        self._group.append(step, row, wall_time=wall_time)
-
-    def close(self) -> None:
-        """Do nothing: the run's `close` seals all its writers together."""
+        self._group.append(int(step), row, wall_time=wall_time)
 
 
 def _check_rows(what: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
@@ -269,15 +284,19 @@ class ScalarWriter:
         TypeError
             If a value is not a number.
         """
+        step = int(step)
+        again = self._group.rows > 0 and step == self._group.last_step
+        if not again:
+            self._group.check_step(step)
         numbers = {name: _number(name, value) for name, value in values.items()}
         new = [name for name in numbers if name not in self._columns]
         for name in new:
             self._add(name)
         row = {self._columns[name]: value for name, value in numbers.items()}
-        if int(step) == self._group.last_step:
+        if again:
             self._group.amend(row)
         else:
-            self._group.append(self._group.check_step(step), row)
+            self._group.append(step, row)
         return bool(new)
 
     def _add(self, name: str) -> None:
@@ -289,13 +308,12 @@ class ScalarWriter:
         self._columns[name] = array
 
 
-def _number(name: str, value: object) -> npt.NDArray[np.float64]:
+def _number(name: str, value: SupportsFloat) -> npt.NDArray[np.float64]:
     try:
-        number = np.float64(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        number = float(value) if not isinstance(value, str | bytes) else None
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         number = None
-    if number is None or np.ndim(number) != 0:
+    if number is None:
         raise TypeError(f"a scalar is one number; {name!r} is {value!r}")
-    return np.array(
-        np.nan if np.isnan(number) else number, "<f8"
-    )  # NaN with a payload means "not logged"
+    # A NaN with a payload means "not logged".
+    return np.array(math.nan if math.isnan(number) else number, "<f8")

@@ -84,7 +84,8 @@ class RunLockedError(StoreError, BlockingIOError):
         super().__init__(path, owner)
 
     def __str__(self) -> str:
-        return f"{self.path} is being written by {self.owner}; wait for it, or choose another path"
+        way_out = "close that one" if self.owner == "this process" else "wait for it"
+        return f"{self.path} is being written by {self.owner}; {way_out}, or choose another path"
 
 
 class KindNotFoundError(StoreError, KeyError):

@@ -1,0 +1,223 @@
+"""Publishing: the only place that commits rows for every reader, and knows who may write."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filmstrip.store import _files
+from filmstrip.store._lock import WriterLock
+from filmstrip.store._metadata import Json, group_text, parent_groups
+from filmstrip.store._names import METADATA
+from filmstrip.store.errors import RunLockedError, StoreError, StoreWriteError
+
+if TYPE_CHECKING:
+    from filmstrip.store._group import GroupWriter
+
+SECONDS = 1.0
+
+logger = logging.getLogger("filmstrip")
+
+
+class Publisher:
+    """The groups of one store, and what readers are told of them.
+
+    Parameters
+    ----------
+    root : Path
+        The store.
+    attributes : dict
+        Of the run; ``groups`` is kept up to date here.
+    writer_lock : WriterLock
+        Held for as long as this store is written.
+    descriptors : Descriptors
+        The files that are open for writing.
+
+    Attributes
+    ----------
+    lock : RLock
+        Whoever changes the store holds it.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        attributes: Json,
+        writer_lock: WriterLock,
+        descriptors: _files.Descriptors,
+    ) -> None:
+        self.root, self.attributes, self.descriptors = root, attributes, descriptors
+        self.lock = threading.RLock()
+        self.groups: dict[str, GroupWriter] = {}
+        self._writer_lock = writer_lock
+        self._pending: set[str] = set()
+        self._timer: threading.Timer | None = None
+        self._published = 0.0
+        self._busy = False
+        self._refusal: StoreError | None = None
+
+    def check_open(self) -> None:
+        """Raise if nothing may be written any more.
+
+        Raises
+        ------
+        StoreError
+            If the run is closed.
+        RunLockedError
+            If another process took it over.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the store while a row is written; a signal handler cannot close it meanwhile."""
+        with self.lock:
+            self.check_open()
+            self._busy = True
+            try:
+                yield
+            finally:
+                self._busy = False
+
+    def add(self, group: GroupWriter) -> None:
+        """Publish a new group."""
+        self.groups[group.name] = group
+        self.attributes["groups"] = list(self.groups)
+        self.publish_now(group)
+
+    def publish_now(self, group: GroupWriter) -> None:
+        """Publish one group at once: its arrays have changed."""
+        group.publish()
+        self.publish_root()
+
+    def pending(self, group: GroupWriter) -> None:
+        """Publish a group now, or within a second of the last time; called under the lock."""
+        self._pending.add(group.name)
+        if self._timer is None:
+            self._start_timer(max(0.0, self._published + SECONDS - time.monotonic()))
+
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._publish_in_time)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _publish_in_time(self) -> None:
+        with self.lock:
+            self._timer = None
+            if self._refusal is not None:
+                return
+            try:
+                self.publish()
+            except RunLockedError:
+                logger.exception("nothing more is written here")
+            except StoreWriteError:  # the rows are safe; a later time publishes them
+                logger.debug("%s: publishing failed", self.root, exc_info=True)
+                self._start_timer(SECONDS)
+
+    def publish(self) -> None:
+        """Commit the rows written so far.
+
+        Raises
+        ------
+        StoreWriteError
+            If the metadata could not be replaced. The rows stay pending.
+        RunLockedError
+            If another process took the run over. Nothing more is written.
+        """
+        with self.lock, translated(self.root):
+            self.check_open()
+            self.check_held()
+            for name in sorted(self._pending):
+                self.groups[name].publish()
+            if self._pending:
+                self.publish_root()
+            self._pending.clear()
+            self._published = time.monotonic()
+
+    def check_held(self) -> None:
+        """Refuse to write from now on if the lock is no longer ours."""
+        if not self._writer_lock.held():
+            self._refusal = RunLockedError(
+                str(self.root), "another process, which took it over from this one"
+            )
+            raise self._refusal
+
+    def publish_root(self) -> None:
+        """Replace the root's zarr.json."""
+        members: dict[str, str] = {}
+        parents = parent_groups(self.groups)
+        for parent in parents:
+            members[parent] = group_text({}, {})
+        for name, group in self.groups.items():
+            members[name] = group_text(group.attributes, {})
+            members.update(group.members(f"{name}/"))
+        for parent in parents:
+            path = self.root / parent / METADATA
+            if not path.exists():
+                _files.replace(path, members[parent].encode(), fsync=self.descriptors.fsync)
+        text = group_text(self.attributes, members)
+        _files.replace(self.root / METADATA, text.encode(), fsync=self.descriptors.fsync)
+
+    def close(self) -> None:
+        """Publish all groups, seal their shards, and let others write; a second call does nothing.
+
+        Raises
+        ------
+        StoreWriteError
+            If that could not be written. What was committed stays.
+        StoreError
+            If a signal handler calls it in the middle of a row.
+        """
+        with self.lock:
+            if self._busy:
+                raise StoreError(f"{self.root} cannot be closed in the middle of a row")
+            try:
+                if self._refusal is None:
+                    with translated(self.root):
+                        self._finish()
+            finally:
+                self.abandon()
+
+    def _finish(self) -> None:
+        self.check_held()
+        self.attributes["attempts"][-1]["ended"] = time.time()
+        for group in self.groups.values():
+            group.publish()
+        self.publish_root()
+        for group in self.groups.values():
+            group.close()
+
+    def abandon(self) -> None:
+        """Write nothing more, and let go of all files and of the lock."""
+        if self._refusal is None:
+            self._refusal = StoreError(f"{self.root} is closed")
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.descriptors.close()
+        self._writer_lock.release()
+
+    def abandon_after_fork(self) -> None:
+        """Leave the store to the parent process."""
+        self.lock = threading.RLock()  # the parent's may be held by a thread that is not here
+        self._timer = None
+        self._busy = False
+        self._refusal = StoreError(f"{self.root} belongs to the process that opened it")
+        self.abandon()
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn an OSError of anything inside into a StoreWriteError."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreWriteError(error.errno or 0, str(error.filename or path)) from error
