@@ -7,7 +7,9 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -141,7 +143,7 @@ def files(folder: Path) -> list[Figure]:
 def timelines(folder: Path) -> list[Figure]:
     """Read one small layer over 1,000 steps."""
     strip = open_run(folder / "many.zarr").weights["layer7"]
-    array = zarr.open_group(folder / "many.zarr", mode="r")["weights/layer7"]
+    array: Any = zarr.open_group(folder / "many.zarr", mode="r")["weights/layer7"]
     actions = {"ours": lambda: _seconds(strip.read), "zarr": lambda: _seconds(lambda: array[:])}
     least = interleaved(actions, 5)
     return [
@@ -151,9 +153,9 @@ def timelines(folder: Path) -> list[Figure]:
     ]
 
 
-def _seconds(read: object) -> float:
+def _seconds(read: Callable[[], object]) -> float:
     start = time.perf_counter()
-    read()  # type: ignore[operator]
+    read()
     return time.perf_counter() - start
 
 

@@ -1,0 +1,340 @@
+"""The functions for Python: strips, arrays and tensors in, pictures out.
+
+The only place that tells a strip from an array.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from filmstrip.render._array_source import ArraySource, as_array, as_real, lines_of
+from filmstrip.render._draw import describe
+from filmstrip.render._layout import arrange
+from filmstrip.render._source import RunSource
+from filmstrip.render._spec import CurveSpec, GridSpec, HistogramSpec
+from filmstrip.render._tiles import mosaic_of
+from filmstrip.render.errors import SpecError
+from filmstrip.render.pictures import curve as curves
+from filmstrip.render.pictures import grid as grids
+from filmstrip.render.pictures import histogram as histograms
+from filmstrip.store import Run, Strip
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from filmstrip.render._image import Picture
+    from filmstrip.render._scale import ScaleMode
+    from filmstrip.render._spec import BinScale, Spec, View
+    from filmstrip.render._tiles import Downsample
+
+__all__ = ["curve", "grid", "histogram", "mosaic"]
+
+
+def grid(
+    x: object,
+    step: int = -1,
+    *,
+    sample: int | None = None,
+    layout: str | None = None,
+    channels: str | slice | list[int] = "all",
+    columns: int | None = None,
+    padding: int = 4,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    scale: ScaleMode = "shared",
+    cmap: str | None = None,
+    downsample: Downsample = "absmax",
+    title: str | None = None,
+    dpi: float = 200.0,
+) -> Picture:
+    """Draw one layer at one step: feature maps, kernels, a matrix or a vector.
+
+    Parameters
+    ----------
+    x : Strip or array_like or tensor
+        A strip of a run, or any array: numpy, torch (on any device, bfloat16 too), TensorFlow.
+    step : int
+        Step of a strip, counted over the run; below 0 from the end. Arrays have none.
+    sample : int or None
+        Entry of the batch; None: the first, or all of them where they are rows of a matrix.
+    layout : str or None
+        One letter an axis, such as NCHW, NHWC, OIHW, HWIO; None: as stored, or by the number
+        of axes.
+    channels : str, slice or list of int
+        Channels, or filters, to show.
+    columns : int or None
+        Tiles in one row; None: near-square.
+    padding : int
+        Pixels between tiles at 200 dots an inch.
+    vmin, vmax : float or None
+        Ends of the colour map; None: from the values.
+    scale : {"shared", "each", "run"}
+        One range for all tiles, one for each, or the range of the layer over the whole run.
+    cmap : str or None
+        Colour map of matplotlib; None: viridis, or RdBu_r where values have signs.
+    downsample : {"absmax", "mean", "rms", "none"}
+        How values that share a pixel are joined.
+    title : str or None
+        None: the layer.
+    dpi : float
+        Dots an inch; sizes are made for 200.
+
+    Returns
+    -------
+    Picture
+
+    Raises
+    ------
+    SpecError
+        If the array cannot be drawn so.
+    SourceError
+        If there is no such sample or channel.
+    StoreError
+        If the strip has no such step.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from filmstrip import render
+    >>> render.grid(np.random.default_rng(0).random((8, 12, 12)), title="random")
+    <Picture 734×736 pixels>
+    """
+    strip, source = _source(x, layout)
+    spec = GridSpec(
+        kind=strip.kind if strip is not None else "",
+        layer=strip.layer if strip is not None else "",
+        step=_step(strip, step),
+        sample=sample,
+        channels=_picks(channels),
+        columns=columns,
+        padding=padding,
+        vmin=vmin,
+        vmax=vmax,
+        scale=scale,
+        cmap=cmap,
+        downsample=downsample,
+        dpi=dpi,
+    )
+    drawn = grids.draw(source, spec, title=title if title is not None else _title(strip, x))
+    return _described(drawn, spec, strip)
+
+
+def histogram(
+    x: object,
+    step: int | str | None = None,
+    *,
+    view: View | None = None,
+    bins: int | None = None,
+    bin_scale: BinScale = "linear",
+    title: str | None = None,
+    dpi: float = 200.0,
+) -> Picture:
+    """Draw the values of one layer at one step, as ridges over steps, or as a heat map.
+
+    Parameters
+    ----------
+    x : Strip or array_like or tensor
+        For the views over steps, an array's first axis are the steps.
+    step : int, str or None
+        Steps of a strip: a number (below 0 from the end), ``"all"`` or ``"0:5000:100"``; None:
+        all, or the last for a single one.
+    view : {"single", "ridge", "heatmap"} or None
+        None: ridge for a strip without a step, single otherwise.
+    bins : int or None
+        None: 50, 160 or 200 by view.
+    bin_scale : {"linear", "symlog"}
+        Equal widths, or equal widths of a logarithm with a linear middle.
+    title : str or None
+        None: the layer.
+    dpi : float
+        Dots an inch.
+
+    Returns
+    -------
+    Picture
+
+    Raises
+    ------
+    SpecError
+        If the array cannot be drawn so.
+    SourceError
+        If there are no such steps or no finite values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from filmstrip import render
+    >>> render.histogram(np.random.default_rng(0).normal(size=1000))
+    <Picture 1400×840 pixels>
+    """
+    strip, source = _source(x, None)
+    step = int(step) if isinstance(step, int | np.integer) else step
+    if view is None:
+        view = "ridge" if strip is not None and not isinstance(step, int) else "single"
+    picks = str(step) if step is not None else ("-1" if view == "single" else "all")
+    if strip is not None and view == "single":
+        picks = str(_last(source, strip, picks, bins, dpi))
+    spec = HistogramSpec(
+        kind=strip.kind if strip is not None else "",
+        layer=strip.layer if strip is not None else "",
+        view=view,
+        step=picks,
+        bins=bins,
+        bin_scale=bin_scale,
+        dpi=dpi,
+    )
+    drawn = histograms.draw(source, spec, title=title if title is not None else _title(strip, x))
+    return _described(drawn, spec, strip)
+
+
+def curve(
+    x: object,
+    name: str = "*",
+    *,
+    stat: str = "l2",
+    smoothing: float = 0.0,
+    log: bool = False,
+    title: str | None = None,
+    dpi: float = 200.0,
+) -> Picture:
+    """Draw scalars of a run, a statistic of a strip, or any curves.
+
+    Parameters
+    ----------
+    x : Run, Strip, Series, mapping or array_like
+        A run: its scalars; a strip: a stored statistic of it; a series as ``run.scalars["loss"]``,
+        a pair of steps and values, a mapping of names to these, or the values alone.
+    name : str
+        Which scalars of a run: patterns, separated by commas.
+    stat : str
+        Which statistic of a strip: mean, std, min, max, l2, rms, dead, nan, …
+    smoothing : float
+        Weight of the past, at least 0 and below 1.
+    log : bool
+        Logarithmic value axis.
+    title : str or None
+        None: the name.
+    dpi : float
+        Dots an inch.
+
+    Returns
+    -------
+    Picture
+
+    Raises
+    ------
+    SourceError
+        If there is nothing of that name, or no finite value.
+    SpecError
+        If the values are no curve.
+
+    Examples
+    --------
+    >>> from filmstrip import render
+    >>> render.curve({"train": [2.3, 1.1, 0.4], "test": [2.3, 1.4, 0.9]}, smoothing=0.5)
+    <Picture 1400×840 pixels>
+    """
+    if isinstance(x, Strip):
+        spec = CurveSpec(
+            name=x.layer, stat=stat, kind=x.kind, smoothing=smoothing, log=log, dpi=dpi
+        )
+        lines = RunSource(x.run).series(spec)
+    else:
+        spec = CurveSpec(name=name, smoothing=smoothing, log=log, dpi=dpi)
+        lines = RunSource(x).series(spec) if isinstance(x, Run) else lines_of(x)
+        if title is None and not isinstance(x, Run):
+            title = lines[0].label if len(lines) == 1 else ""
+    return curves.draw(lines, spec, title=title)
+
+
+def mosaic(
+    x: object,
+    layout: str | None = None,
+    *,
+    sample: int = 0,
+    columns: int | None = None,
+    padding: int = 1,
+) -> npt.NDArray[np.float32]:
+    """Put the planes of an array side by side, one pixel a value.
+
+    Parameters
+    ----------
+    x : Strip or array_like or tensor
+        Of a strip, the last frame.
+    layout : str or None
+        One letter an axis; None: as stored, or by the number of axes.
+    sample : int
+        Entry of the batch.
+    columns : int or None
+        Planes in one row; None: near-square. A filter's input channels come one after another.
+    padding : int
+        Pixels between planes.
+
+    Returns
+    -------
+    ndarray of float32, shape (height, width)
+        Values as they are, NaN between planes. Ready for `matplotlib.axes.Axes.imshow`.
+
+    Raises
+    ------
+    SpecError
+        If the layout does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mosaic(np.zeros((6, 4, 4)), columns=3).shape
+    (9, 14)
+    """
+    values = x.frame(-1) if isinstance(x, Strip) else as_array(x)
+    kind = x.kind if isinstance(x, Strip) else ""
+    named = layout or (x.layout if isinstance(x, Strip) else None)
+    real = np.abs(values) if np.iscomplexobj(values) else as_real(values)
+    planes = arrange(real, named, kind=kind, sample=sample).values
+    return mosaic_of(planes.reshape(-1, *planes.shape[2:]), columns=columns, padding=padding)
+
+
+def _source(x: object, layout: str | None) -> tuple[Strip | None, RunSource | ArraySource]:
+    if isinstance(x, Strip):
+        return x, RunSource(x.run, layout)
+    if isinstance(x, Run):
+        raise SpecError(f"{x.name} is a run; give one of its strips, as run.activations['conv1']")
+    return None, ArraySource(as_array(x), layout)
+
+
+def _step(strip: Strip | None, step: int) -> int:
+    """Return the step itself where it was counted from the end, so that it is in the metadata."""
+    if strip is None or step >= 0 or -step > len(strip.steps):
+        return int(step)
+    return int(strip.steps[step])
+
+
+def _last(
+    source: RunSource | ArraySource, strip: Strip, picks: str, bins: int | None, dpi: float
+) -> int:
+    spec = HistogramSpec(
+        kind=strip.kind, layer=strip.layer, view="single", step=picks, bins=bins, dpi=dpi
+    )
+    return int(source.counts(spec).steps[-1])
+
+
+def _title(strip: Strip | None, x: object) -> str:
+    if strip is not None:
+        return strip.layer
+    return type(x).__name__ if not isinstance(x, np.ndarray) else "array"
+
+
+def _picks(channels: str | slice | list[int]) -> str:
+    if isinstance(channels, slice):
+        parts = [channels.start, channels.stop, channels.step]
+        words = ["" if part is None else str(part) for part in parts]
+        return ":".join(words if channels.step is not None else words[:2])
+    return channels if isinstance(channels, str) else ",".join(map(str, channels))
+
+
+def _described(picture: Picture, spec: Spec, strip: Strip | None) -> Picture:
+    if strip is None:
+        return picture.with_metadata({"Software": "filmstrip"})
+    return picture.with_metadata(describe(spec, (RunSource(strip.run),)))

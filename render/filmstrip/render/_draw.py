@@ -1,0 +1,76 @@
+"""Drawing a batch: the only place where specs become files; a worker imports it by name."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filmstrip.render._image import write_atomically
+from filmstrip.render._source import RunSource
+from filmstrip.render._spec import CurveSpec, GridSpec, command, digest
+from filmstrip.render.errors import OutputError, RenderError
+from filmstrip.render.pictures import PICTURES
+from filmstrip.store import StoreError, open_run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from filmstrip.render._batch import Batch, Job
+    from filmstrip.render._spec import Spec
+
+__all__ = ["Drawn", "describe", "draw_batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What became of one picture: its digest and seconds, or one line of why not."""
+
+    job: Job
+    digest: str = ""
+    seconds: float = 0.0
+    error: str = ""
+
+
+def draw_batch(batch: Batch) -> list[Drawn]:
+    """Draw the pictures of a batch, each into its own file.
+
+    Opens the runs itself, so that a batch is small and another process can take it. A picture
+    that fails leaves no file and does not keep the others from being drawn.
+    """
+    try:
+        sources = tuple(RunSource(open_run(path)) for path in batch.runs)
+    except StoreError as error:
+        return [Drawn(job, error=str(error)) for job in batch.jobs]
+    return [_draw(job, sources, Path(batch.out)) for job in batch.jobs]
+
+
+def _draw(job: Job, sources: Sequence[RunSource], out: Path) -> Drawn:
+    start = time.perf_counter()
+    try:
+        metadata = describe(job.spec, sources)
+        picture = PICTURES[job.spec.picture](sources, job.spec).with_metadata(metadata)
+        write_atomically(out / job.path, picture.encode(job.spec.format))
+    except OutputError:
+        raise  # the next one would fail as well
+    except (RenderError, StoreError) as error:
+        return Drawn(job, error=str(error))
+    return Drawn(job, metadata["filmstrip-digest"], time.perf_counter() - start)
+
+
+def describe(spec: Spec, sources: Sequence[RunSource]) -> dict[str, str]:
+    """Metadata of a picture: what it shows, and how to draw it again."""
+    state = " ".join(source.state(spec) for source in sources)
+    runs = tuple(os.fspath(source.run.path) for source in sources)
+    metadata = {
+        "Software": "filmstrip",
+        "Title": spec.name if isinstance(spec, CurveSpec) else spec.layer,
+        "filmstrip-digest": digest(spec, state),
+        "filmstrip-run": " ".join(source.id for source in sources),
+        "filmstrip-command": command(spec, runs),
+    }
+    if isinstance(spec, GridSpec):
+        metadata["filmstrip-step"] = str(spec.step)
+    return metadata

@@ -1,0 +1,136 @@
+"""Figures: the only place for the look of pictures that matplotlib draws whole.
+
+Nothing is left to the user's settings: the same picture has the same bytes everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from filmstrip.render import _text
+from filmstrip.render._palette import TONES
+from filmstrip.render._scale import ticks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+    from filmstrip.render._sheet import Caption
+
+__all__ = ["FRAME", "add_note", "finish_axes", "new_figure", "round_ticks", "step_ticks"]
+
+WIDTH: Final = 7.0  # inches
+FRAME: Final = 0.085  # left edge of axes and text, of the width
+
+
+def new_figure(caption: Caption, *, height: float, dpi: float, left: float = FRAME) -> Figure:
+    """Make a figure with title and subtitle.
+
+    Parameters
+    ----------
+    caption : Caption
+    height : float
+        Inches.
+    dpi : float
+        Dots an inch.
+    left : float
+        Left edge of the text, of the width.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), dpi=dpi, facecolor="white", edgecolor="white")
+    limit = round((1 - left - 0.03) * WIDTH * _text.DPI)
+    size = next(
+        (s for s in (13.0, 11.0, 9.0) if _text.width(caption.title, s, bold=True) <= limit), 8.0
+    )
+    title = _text.ellipsize(caption.title, size, limit, bold=True)
+    _write(figure, left, 1 - 0.36 / height, title, size, "ink", bold=True)
+    y = 1 - 0.575 / height
+    for words in _lines(caption.parts, limit):
+        _write(figure, left, y, words, 7.5, "mute")
+        y -= 0.155 / height
+    return figure
+
+
+def _lines(parts: Sequence[str], limit: int) -> list[str]:
+    lines: list[str] = []
+    for part in parts:
+        longer = f"{lines[-1]} · {part}" if lines else part
+        if lines and _text.width(longer, 7.5) <= limit:
+            lines[-1] = longer
+        else:
+            lines.append(_text.ellipsize(part, 7.5, limit))
+    return lines
+
+
+def _write(
+    figure: Figure, x: float, y: float, text: str, size: float, tone: str, *, bold: bool = False
+) -> None:
+    figure.text(
+        x,
+        y,
+        _text.printable(text),
+        fontproperties=_text.font(size, bold),
+        color=TONES["ink"] if tone == "ink" else TONES["mute"],
+        parse_math=False,
+    )
+
+
+def add_note(axes: Axes, x: float, y: float, text: str, *, size: float = 6.0) -> None:
+    """Write beside the right edge of axes, at data height ``y``."""
+    axes.annotate(
+        _text.printable(text),
+        (x, y),
+        xytext=(4, 0),
+        textcoords="offset points",
+        fontproperties=_text.font(size),
+        color=TONES["mute"],
+        va="center",
+        annotation_clip=False,
+        parse_math=False,
+    )
+
+
+def finish_axes(axes: Axes, *, x: str, y: str, spines: Sequence[str] = ("left", "bottom")) -> None:
+    """Give axes their names, colours and spines; call it after limits and ticks are set."""
+    axes.set_facecolor("white")
+    axes.grid(False)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in spines)
+        spine.set_edgecolor(TONES["faint"])
+        spine.set_linewidth(0.8)
+    for axis, name in ((axes.xaxis, x), (axes.yaxis, y)):
+        axis.set_tick_params(
+            which="major",
+            length=3,
+            width=0.6,
+            color=TONES["mute"],
+            labelcolor=TONES["mute"],
+            pad=3,
+        )
+        axis.set_tick_params(which="minor", length=0)
+        for label in axis.get_ticklabels():
+            label.set_fontproperties(_text.font(8))
+        axis.label.set(
+            text=_text.printable(name), color=TONES["mute"], fontproperties=_text.font(8.5)
+        )
+        axis.label.set_parse_math(False)
+
+
+def round_ticks(axis: Axis, low: float, high: float, most: int) -> str:
+    """Set round ticks with plain labels; return the power of ten that they leave out."""
+    marks, unit = ticks(low, high, most)
+    axis.set_ticks([value for value, _ in marks], [label for _, label in marks])
+    return unit
+
+
+def step_ticks(axis: Axis, low: float, high: float, most: int) -> None:
+    """Set ticks at whole steps, the thousands apart."""
+    from matplotlib.ticker import MaxNLocator
+
+    found = MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]).tick_values(low, high)
+    inside = [round(float(v)) for v in found if low <= v <= high]
+    axis.set_ticks(inside, [f"{v:,}".replace(",", "\u202f") for v in inside])

@@ -1,0 +1,109 @@
+"""The manifest: the only place that lists what was drawn into a folder, for people and programs.
+
+``manifest.json`` joins what earlier commands drew into the same folder with what this one did;
+pictures that are no longer there are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from filmstrip.render._image import write_atomically
+from filmstrip.render._spec import CurveSpec, GridSpec, HistogramSpec
+
+if TYPE_CHECKING:
+    from filmstrip.render._draw import Drawn
+    from filmstrip.render._spec import Spec
+
+__all__ = ["Report", "write_manifest"]
+
+Entry: TypeAlias = dict[str, str | int | float | None]
+NAME: Final = "manifest.json"
+
+
+@dataclass(slots=True)
+class Report:
+    """What a command did.
+
+    Attributes
+    ----------
+    out : str
+        Folder of the pictures.
+    drawn, kept, failed : list of Drawn
+        Pictures made, found to be done, and not made.
+    seconds : float
+        From start to end.
+    """
+
+    out: str
+    drawn: list[Drawn] = field(default_factory=list)
+    kept: list[Drawn] = field(default_factory=list)
+    failed: list[Drawn] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_json(self) -> str:
+        """Return the report in the form of the manifest."""
+        return _dump(_entries(self), _errors(self))
+
+
+def write_manifest(report: Report) -> None:
+    """Add a report to the manifest of its folder.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    out = Path(report.out)
+    merged = {str(entry["path"]): entry for entry in _read(out / NAME)}
+    merged |= {str(entry["path"]): entry for entry in _entries(report)}
+    there = [entry for path, entry in sorted(merged.items()) if (out / path).is_file()]
+    write_atomically(out / NAME, _dump(there, _errors(report)).encode())
+
+
+def _read(path: Path) -> list[Entry]:
+    try:
+        entries = json.loads(path.read_bytes())["pictures"]
+        return [entry for entry in entries if isinstance(entry["path"], str)]
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or not one of ours
+        return []
+
+
+def _entries(report: Report) -> list[Entry]:
+    groups = (("redrawn", report.drawn), ("kept", report.kept))
+    return [_entry(one, state) for state, group in groups for one in group]
+
+
+def _entry(one: Drawn, state: str) -> Entry:
+    spec = one.job.spec
+    return {
+        "path": one.job.path,
+        "picture": spec.picture,
+        "kind": "scalars" if isinstance(spec, CurveSpec) and spec.stat is None else spec.kind,
+        "layer": spec.name if isinstance(spec, CurveSpec) else spec.layer,
+        "step": step_of(spec),
+        "digest": one.digest,
+        "seconds": round(one.seconds, 4),
+        "state": state,
+    }
+
+
+def step_of(spec: Spec) -> int | None:
+    """Return the step that a picture shows, None for one over steps."""
+    if isinstance(spec, GridSpec):
+        return spec.step
+    if isinstance(spec, HistogramSpec) and spec.view == "single":
+        return int(spec.step)
+    return None
+
+
+def _errors(report: Report) -> list[Entry]:
+    return [{"path": one.job.path, "error": one.error} for one in report.failed]
+
+
+def _dump(pictures: list[Entry], errors: list[Entry]) -> str:
+    whole = {"format": 1, "pictures": pictures, "errors": errors}
+    return json.dumps(whole, indent=1, ensure_ascii=False)

@@ -1,0 +1,240 @@
+"""Scale: the only place that decides which values a colour map spans. Pure numpy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import numpy as np
+
+from filmstrip.render.errors import SpecError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["SCALES", "Scale", "ScaleMode", "choose_scale", "ticks"]
+
+ScaleMode: TypeAlias = Literal["shared", "each", "run"]
+SCALES: Final = ("shared", "each", "run")
+CLIP: Final = 0.999
+_TOO_FEW: Final = 10_000  # values; of fewer, the quantile would cut a handful of good ones
+_SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The range of a colour map, and whether values lie outside.
+
+    Attributes
+    ----------
+    low, high : float
+        Ends of the range; of the widest tile where every tile has its own.
+    lows, highs : ndarray of float64, shape (group, 1, 1, 1), or None
+        Ends for each group, with ``mode="each"``.
+    mode : {"shared", "each", "run"}
+    diverging : bool
+        Whether zero is in the middle.
+    below, above : bool
+        Whether finite values lie under ``low`` or over ``high``.
+    words : str
+        The policy, for the subtitle.
+    """
+
+    low: float
+    high: float
+    lows: npt.NDArray[np.float64] | None
+    highs: npt.NDArray[np.float64] | None
+    mode: ScaleMode
+    diverging: bool
+    below: bool
+    above: bool
+    words: str
+
+
+def choose_scale(
+    values: npt.NDArray[np.floating[Any]],
+    *,
+    mode: ScaleMode = "shared",
+    signed: bool | None = None,
+    limits: tuple[float, float] | None = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+) -> Scale:
+    r"""Choose a range.
+
+    Parameters
+    ----------
+    values : ndarray of float, shape (group, inner, row, column)
+        NaN and infinities are left out of account.
+    mode : {"shared", "each", "run"}
+        One range for the picture, one for each group, or ``limits``.
+    signed : bool or None
+        Whether to centre at zero; None: when any value is negative.
+    limits : (float, float) or None
+        Smallest and largest finite value of the whole run.
+    vmin, vmax : float or None
+        Fixed ends; both beat everything else.
+
+    Returns
+    -------
+    Scale
+        Signed values: ± the 99.9 % quantile of \|x\|. Others: from 0, or from the smallest
+        value where all of them are large, to the largest.
+
+    Raises
+    ------
+    SpecError
+        If ``vmin`` is not under ``vmax``.
+
+    Examples
+    --------
+    >>> scale = choose_scale(np.array([[[[-1.0, 3.0]]]]))
+    >>> scale.low, scale.high, scale.diverging
+    (-3.0, 3.0, True)
+    """
+    least, most = _extent(values)
+    diverging = least < 0 if signed is None else signed
+    words = "shared scale"
+    lows = highs = None
+    if mode == "run" and limits is not None:
+        low, high = _span(*limits, diverging or limits[0] < 0)
+        diverging = diverging or limits[0] < 0
+        words = "scale of the whole run"
+    elif mode == "each":
+        lows, highs = _spans_each(values, diverging)
+        low, high = float(lows.min()), float(highs.max())
+        words = "each tile its own scale"
+    elif diverging:
+        top = _clipped(values, max(abs(least), abs(most)))
+        low, high = -top, top
+    else:
+        low, high = _span(least, most, False)
+    if vmin is not None or vmax is not None:
+        lows = highs = None
+        mode = "shared" if mode == "each" else mode
+        low, high = low if vmin is None else vmin, high if vmax is None else vmax
+        if diverging and (vmin is None or vmax is None):
+            # One end fixed: mirror it, so that zero keeps the middle of the colour map.
+            edge = vmax if vmin is None else vmin
+            low, high = -abs(edge or 0.0), abs(edge or 0.0)
+        if not low < high:
+            raise SpecError(f"the scale runs from {low:g} to {high:g}: vmin must be below vmax")
+        words = f"scale {low:g} to {high:g}"
+    elif diverging and mode == "shared" and high < max(abs(least), abs(most)):
+        words = "scale ± q99.9 of |x|"
+    low, high = _widened(low, high, diverging)
+    below, above = (False, False) if mode == "each" else (least < low, most > high)
+    return Scale(low, high, lows, highs, mode, diverging, below, above, words)
+
+
+def _extent(values: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Smallest and largest finite value; 0, 0 when there is none."""
+    low, high = float(values.min()), float(values.max())
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+
+def _span(low: float, high: float, diverging: bool) -> tuple[float, float]:
+    if diverging:
+        top = max(abs(low), abs(high))
+        return -top, top
+    if low < 0 or (low > 0 and low >= high / 2):
+        return low, high
+    return 0.0, high
+
+
+def _widened(low: float, high: float, diverging: bool) -> tuple[float, float]:
+    """Give a range without extent one, so that a constant has a colour and the bar ticks."""
+    if low < high:
+        return low, high
+    if low == 0:
+        return (-1.0, 1.0) if diverging else (0.0, 1.0)
+    return low - abs(low) / 2, high + abs(high) / 2
+
+
+def _clipped(values: npt.NDArray[np.floating[Any]], top: float) -> float:
+    """99.9 % quantile of |x| over finite values, or the maximum of small arrays."""
+    if values.size < _TOO_FEW:
+        return top
+    flat = np.abs(values).ravel()
+    if not math.isfinite(float(flat.sum())):
+        flat = flat[np.isfinite(flat)]
+    rank = min(flat.size - 1, math.ceil(CLIP * flat.size) - 1)
+    clip = float(np.partition(flat, rank)[rank]) if flat.size else 0.0
+    # Sparse tensors: 99.9 % zeros would otherwise leave no range at all.
+    return clip if clip > top * 1e-3 else top
+
+
+def _spans_each(
+    values: npt.NDArray[np.floating[Any]], diverging: bool
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    axes = (1, 2, 3)
+    finite = np.isfinite(values)
+    low = np.where(finite, values, np.inf).min(axis=axes, keepdims=True).astype(np.float64)
+    high = np.where(finite, values, -np.inf).max(axis=axes, keepdims=True).astype(np.float64)
+    none = low > high
+    low[none] = high[none] = 0.0
+    if diverging:
+        high = np.maximum(np.abs(low), np.abs(high))
+        low = -high
+    return low, high
+
+
+def ticks(low: float, high: float, most: int = 8) -> tuple[list[tuple[float, str]], str]:
+    """Choose round values between two ends, and how to write them.
+
+    Parameters
+    ----------
+    low, high : float
+        Ends of the axis.
+    most : int
+        At most so many ticks.
+
+    Returns
+    -------
+    marks : list of (float, str)
+        Position and label.
+    unit : str
+        ``"×10⁻⁵"`` when the labels leave a power of ten out, else empty.
+
+    Examples
+    --------
+    >>> ticks(0.0, 1.9, 5)
+    ([(0.0, '0.0'), (0.5, '0.5'), (1.0, '1.0'), (1.5, '1.5')], '')
+    >>> [label for _, label in ticks(-0.042, 0.042, 3)[0]]
+    ['−0.04', '−0.02', '0.00', '0.02', '0.04']
+    >>> ticks(-2e-6, 2e-6, 5)[1]
+    '×10⁻⁶'
+    """
+    top = max(abs(low), abs(high))
+    if not (math.isfinite(top) and top > 0 and high > low):
+        return [(low, f"{low:g}")], ""
+    power = math.floor(math.log10(top))
+    power = power if power < -3 or power > 4 else 0
+    # Scaled by a division: ten to a large negative power is no float, its inverse is.
+    unit = 10.0 ** (abs(power))
+    first, last = (low / unit, high / unit) if power > 0 else (low * unit, high * unit)
+    if not (math.isfinite(first) and math.isfinite(last) and last > first):
+        return [(low, f"{low:.3g}"), (high, f"{high:.3g}")], ""
+    step = _round_step((last - first) / max(1, most - 1))
+    start, end = math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9)
+    if end - start < 2 <= most - 1:
+        # One or two ticks do not make a scale; a few more than asked for do no harm.
+        step = _round_step(step / 2.6)
+        start, end = math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9)
+    places = max(0, -math.floor(math.log10(step) + 1e-9))
+    places += not math.isclose(round(step, places), step, rel_tol=1e-6)
+    marks = []
+    for i in range(start, end + 1):
+        at = i * step
+        label = f"{at:.{min(places, 12)}f}".replace("-", "−")
+        marks.append((at * unit if power > 0 else at / unit, label))
+    return marks, f"×10{str(power).translate(_SUPERSCRIPTS)}" if power else ""
+
+
+def _round_step(rough: float) -> float:
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    return next(magnitude * m for m in (1, 2, 2.5, 5, 10) if magnitude * m >= rough * (1 - 1e-9))

@@ -1,0 +1,256 @@
+"""Specs: the only place that says what a picture is, its digest and its file name. Pure.
+
+A spec is frozen data and pickles to a worker. The digest joins it with the run and with how
+far the run had come in what the picture shows: a file that carries the digest is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, ClassVar, Final, Literal, TypeAlias
+
+from filmstrip.render._picks import check_picks
+from filmstrip.render._scale import SCALES, ScaleMode
+from filmstrip.render._tiles import DOWNSAMPLE, Downsample
+from filmstrip.render.errors import SpecError
+
+__all__ = [
+    "FORMATS",
+    "CurveSpec",
+    "Format",
+    "GridSpec",
+    "HistogramSpec",
+    "Spec",
+    "View",
+    "command",
+    "digest",
+    "file_name",
+    "folder_name",
+]
+
+Format: TypeAlias = Literal["png", "svg", "pdf"]
+View: TypeAlias = Literal["single", "ridge", "heatmap"]
+BinScale: TypeAlias = Literal["linear", "symlog"]
+FORMATS: Final = ("png", "svg", "pdf")
+VIEWS: Final = ("single", "ridge", "heatmap")
+BIN_SCALES: Final = ("linear", "symlog")
+_LOOKS: Final = 1  # raised when the same spec draws another picture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridSpec:
+    """One layer at one step as tiles. Fields are the options of ``filmstrip render grid``."""
+
+    picture: ClassVar[str] = "grid"
+
+    kind: str = "activations"
+    layer: str = ""
+    step: int = -1
+    sample: int | None = None
+    channels: str = "all"
+    columns: int | None = None
+    padding: int = 4
+    vmin: float | None = None
+    vmax: float | None = None
+    scale: ScaleMode = "shared"
+    cmap: str | None = None
+    downsample: Downsample = "absmax"
+    format: Format = "png"
+    dpi: float = 200.0
+
+    def __post_init__(self) -> None:
+        check_picks(self.channels, "--channels")
+        _check_choice("--scale", self.scale, SCALES)
+        _check_choice("--downsample", self.downsample, DOWNSAMPLE)
+        _check_common(self.format, self.dpi)
+        if self.columns is not None and self.columns < 1:
+            raise SpecError(f"--columns is {self.columns}; it must be 1 or more tiles")
+        if not 0 <= self.padding <= 200:
+            raise SpecError(f"--padding is {self.padding}; it must be 0 to 200 pixels")
+        for name, value in (("--vmin", self.vmin), ("--vmax", self.vmax)):
+            if value is not None and not abs(value) < float("inf"):
+                raise SpecError(f"{name} is {value}; it must be a finite number")
+        if self.vmin is not None and self.vmax is not None and not self.vmin < self.vmax:
+            raise SpecError(f"--vmin {self.vmin:g} must be below --vmax {self.vmax:g}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistogramSpec:
+    """The values of one layer, at one step or over steps."""
+
+    picture: ClassVar[str] = "histogram"
+
+    kind: str = "activations"
+    layer: str = ""
+    view: View = "ridge"
+    step: str = "all"
+    bins: int | None = None
+    bin_scale: BinScale = "linear"
+    format: Format = "png"
+    dpi: float = 200.0
+
+    def __post_init__(self) -> None:
+        check_picks(self.step, "--step")
+        _check_choice("--view", self.view, VIEWS)
+        _check_choice("--bin-scale", self.bin_scale, BIN_SCALES)
+        _check_common(self.format, self.dpi)
+        if self.bins is not None and not 1 <= self.bins <= 4096:
+            raise SpecError(f"--bins is {self.bins}; it must be 1 to 4096")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveSpec:
+    """Scalars by name, or one statistic of layers, over steps.
+
+    ``name`` holds patterns separated by commas; with ``stat`` set they select layers of ``kind``.
+    """
+
+    picture: ClassVar[str] = "curve"
+
+    name: str = "loss"
+    stat: str | None = None
+    kind: str = "activations"
+    smoothing: float = 0.0
+    log: bool = False
+    format: Format = "png"
+    dpi: float = 200.0
+
+    def __post_init__(self) -> None:
+        _check_common(self.format, self.dpi)
+        if not 0 <= self.smoothing < 1:
+            raise SpecError(f"--smoothing is {self.smoothing:g}; it must be at least 0 and below 1")
+
+
+Spec: TypeAlias = GridSpec | HistogramSpec | CurveSpec
+
+
+def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise SpecError(f"{option} {value!r} is none of: {', '.join(known)}")
+
+
+def _check_common(form: str, dpi: float) -> None:
+    _check_choice("--format", form, FORMATS)
+    if not 30 <= dpi <= 1200:
+        raise SpecError(f"--dpi is {dpi:g}; it must be 30 to 1200 dots an inch")
+
+
+def digest(spec: Spec, state: str) -> str:
+    """Name the content of a picture.
+
+    Parameters
+    ----------
+    spec : Spec
+    state : str
+        The run and how far it had come, in all that the picture shows.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits, a sha256.
+
+    Examples
+    --------
+    >>> digest(GridSpec(), "a") == digest(GridSpec(padding=4), "a") != digest(GridSpec(), "b")
+    True
+    """
+    whole = {"looks": _LOOKS, "picture": spec.picture, "spec": asdict(spec), "state": state}
+    canonical = json.dumps(whole, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _changed(spec: Spec, *, without: set[str]) -> list[tuple[str, Any]]:
+    """Fields that differ from their default, in order."""
+    return [
+        (f.name, getattr(spec, f.name))
+        for f in fields(spec)
+        if f.name not in without and f.default is not MISSING and getattr(spec, f.name) != f.default
+    ]
+
+
+def file_name(spec: Spec) -> str:
+    """Path of a picture below the output folder; what is not the default is in it.
+
+    Examples
+    --------
+    >>> file_name(GridSpec(layer="conv1", step=1200, sample=3, scale="each"))
+    'activations/conv1/grid-00001200-sample3-each.png'
+    >>> file_name(HistogramSpec(layer="conv1", view="ridge"))
+    'activations/conv1/histogram-ridge.png'
+    >>> file_name(CurveSpec(name="train/loss", log=True))
+    'scalars/train.loss/curve-log.png'
+    """
+    words = [spec.picture]
+    if isinstance(spec, GridSpec):
+        folder = f"{folder_name(spec.kind)}/{folder_name(spec.layer)}"
+        words.append(f"{spec.step:08d}")
+        bare = {"scale", "cmap", "downsample"}
+    elif isinstance(spec, HistogramSpec):
+        folder = f"{folder_name(spec.kind)}/{folder_name(spec.layer)}"
+        words.append(spec.view)
+        if spec.view == "single":
+            words.append(f"{int(spec.step):08d}")
+        bare = {"bin_scale"}
+    else:
+        folder = "scalars" if spec.stat is None else folder_name(spec.kind)
+        # Everything in one picture belongs to no folder of its own.
+        folder += f"/{folder_name(spec.name)}" if spec.name != "*" else ""
+        words += [spec.stat] if spec.stat is not None else []
+        bare = set()
+    skipped = {"kind", "layer", "name", "stat", "view", "format"}
+    if isinstance(spec, GridSpec) or (isinstance(spec, HistogramSpec) and spec.view == "single"):
+        skipped.add("step")
+    for name, value in _changed(spec, without=skipped):
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        words.append(name if value is True else text if name in bare else f"{name}{text}")
+    stem = re.sub(r"[^\w.+,-]", "_", "-".join(words))
+    return f"{folder}/{stem}.{spec.format}"
+
+
+def folder_name(name: str) -> str:
+    """Turn a name, which a user may have chosen, into one folder that stays inside its parent.
+
+    Examples
+    --------
+    >>> folder_name("layer1.0.conv1"), folder_name("train/loss")
+    ('layer1.0.conv1', 'train.loss')
+    >>> folder_name("..").startswith("~") and "/" not in folder_name("../../etc")
+    True
+    """
+    safe = re.sub(r"[\x00-\x1f\x7f\\:*?\"<>|]", "_", name.replace("/", "."))
+    long = len(safe.encode()) > 180
+    if long:
+        safe = safe.encode()[:150].decode(errors="ignore")
+    hidden = safe.startswith((".", "~")) or not safe
+    if long or hidden or safe != name.replace("/", "."):
+        safe = f"{'~' if hidden else ''}{safe}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return safe
+
+
+def command(spec: Spec, runs: tuple[str, ...]) -> str:
+    """Command that draws the picture again.
+
+    Examples
+    --------
+    >>> command(GridSpec(layer="conv1", step=100, sample=2), ("run.zarr",))
+    'filmstrip render grid run.zarr conv1 --step 100 --samples 2'
+    """
+    words = ["filmstrip", "render", spec.picture, *runs]
+    if isinstance(spec, CurveSpec):
+        words += ["--name", spec.name] if spec.stat is None else []
+        words += ["--stat", f"{spec.name}/{spec.stat}"] if spec.stat is not None else []
+        changed = _changed(spec, without={"name", "stat"})
+    else:
+        words.append(spec.layer)
+        changed = _changed(spec, without={"layer"})
+    for name, value in changed:
+        flag = "--" + {"sample": "samples"}.get(name, name).replace("_", "-")
+        if value is True:
+            words.append(flag)
+        else:
+            words += [flag, f"{value:.17g}" if isinstance(value, float) else str(value)]
+    return shlex.join(words)

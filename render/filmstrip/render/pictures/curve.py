@@ -1,0 +1,263 @@
+"""The curve: scalars, or one statistic of layers, over steps."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from filmstrip.render import _text
+from filmstrip.render._figure import FRAME, finish_axes, new_figure, round_ticks, step_ticks
+from filmstrip.render._image import Picture
+from filmstrip.render._palette import TONES
+from filmstrip.render._sheet import Caption
+from filmstrip.render._source import Line
+from filmstrip.render._spec import CurveSpec
+from filmstrip.render.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+
+    from filmstrip.render._source import Source
+    from filmstrip.render._spec import Spec
+
+__all__ = ["draw", "of_sources", "smooth"]
+
+# Okabe and Ito 2008, told apart by most of those who see colours otherwise; yellow is too faint.
+_COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4b5563")
+_HEIGHT: Final = 4.2
+
+
+def smooth(values: npt.NDArray[np.float64], weight: float) -> npt.NDArray[np.float64]:
+    """Average a curve exponentially, without the bias towards zero at its start.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (n,)
+        NaN and infinities are passed over.
+    weight : float
+        Of the past, at least 0 and below 1.
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        As TensorBoard draws it: a running average divided by what its weights add up to.
+
+    Examples
+    --------
+    >>> smooth(np.array([4.0, 4.0, 0.0]), 0.5).round(3).tolist()
+    [4.0, 4.0, 1.714]
+    """
+    out = np.empty_like(values)
+    average, weights = 0.0, 0.0
+    for i, value in enumerate(values.tolist()):
+        if math.isfinite(value):
+            average = average * weight + (1 - weight) * value
+            weights = weights * weight + (1 - weight)
+            out[i] = average / weights
+        else:
+            out[i] = value
+    return out
+
+
+def draw(lines: Sequence[Line], spec: CurveSpec, *, title: str | None = None) -> Picture:
+    """Draw curves.
+
+    Parameters
+    ----------
+    lines : sequence of Line
+        Of one run, or of several to be compared.
+    spec : CurveSpec
+    title : str or None
+        None: the name of the scalar.
+
+    Returns
+    -------
+    Picture
+
+    Raises
+    ------
+    SourceError
+        If no value is finite, or with a logarithmic axis none positive.
+    """
+    drawable = [_drawable(line, spec) for line in lines]
+    values = np.concatenate([line.values for line in drawable]) if drawable else np.empty(0)
+    finite = values[np.isfinite(values)]
+    name = _name(spec) if title is None else title
+    if not finite.size:
+        positive = " above 0, which a logarithmic axis needs" if spec.log else ""
+        raise SourceError(f"{name or 'the curve'} has no finite value{positive}")
+    caption = Caption(name, tuple(_parts(lines, spec)), "")
+    figure = new_figure(caption, height=_HEIGHT, dpi=spec.dpi)
+    many = len(drawable) > 1
+    axes = figure.add_axes((FRAME, 0.115, 0.7 if many else 0.88, 0.66))
+    for i, line in enumerate(drawable):
+        color = _color(i, len(drawable))
+        smoothed = smooth(line.values, spec.smoothing) if spec.smoothing else line.values
+        if spec.smoothing:
+            axes.plot(line.steps, line.values, color=color, lw=0.7, alpha=0.28, zorder=2)
+        # A line of one point, or between gaps, is invisible without a mark.
+        mark = "o" if np.isfinite(line.values).sum() <= 30 else ""
+        axes.plot(line.steps, smoothed, color=color, lw=1.3, marker=mark, ms=2.4, zorder=3)
+    steps = np.concatenate([line.steps for line in drawable])
+    _limits(axes, steps, finite, spec)
+    unit = _value_ticks(axes, spec)
+    step_ticks(axes.xaxis, *axes.get_xlim(), 8)
+    measure = spec.stat or ""
+    finish_axes(axes, x="step", y=f"{measure} {unit}".strip())
+    axes.grid(True, axis="y", color=TONES["faint"], lw=0.4, alpha=0.6)
+    axes.set_axisbelow(True)
+    if many:
+        _names(axes, drawable, spec)
+    return Picture(drawn=figure, dpi=spec.dpi)
+
+
+def _name(spec: CurveSpec) -> str:
+    return spec.name if spec.stat is None else f"{spec.name} · {spec.stat}"
+
+
+def _parts(lines: Sequence[Line], spec: CurveSpec) -> list[str]:
+    parts = [spec.kind if spec.stat is not None else "scalars"]
+    count = max((len(line.steps) for line in lines), default=0)
+    parts.append(f"{count} step{'s' * (count != 1)}")
+    if len(lines) > 1:
+        parts.append(f"{len(lines)} curves")
+    if spec.smoothing:
+        parts.append(f"smoothing {spec.smoothing:g}, raw values faint")
+    if spec.log:
+        parts.append("log axis")
+        hidden = sum(int((line.values <= 0).sum()) for line in lines)
+        parts += [f"{hidden} values ≤ 0 not shown"] if hidden else []
+    bad = sum(int((~np.isfinite(line.values)).sum()) for line in lines)
+    return parts + ([f"{bad} values not finite"] if bad else [])
+
+
+def _drawable(line: Line, spec: CurveSpec) -> Line:
+    shown = np.isfinite(line.values) & ((line.values > 0) | (not spec.log))
+    return Line(line.label, line.steps, np.where(shown, line.values, np.nan))
+
+
+def _color(i: int, count: int) -> str:
+    if count <= len(_COLORS):
+        return _COLORS[i]
+    import matplotlib
+    from matplotlib.colors import to_hex
+
+    # Many curves are mostly layers in forward order: a ramp shows where one stands.
+    return to_hex(matplotlib.colormaps["viridis"](0.92 * i / (count - 1)))
+
+
+def _limits(
+    axes: Axes, steps: npt.NDArray[np.int64], values: npt.NDArray[np.float64], spec: CurveSpec
+) -> None:
+    first, last = float(steps.min()), float(steps.max())
+    margin = 0.01 * (last - first) or 0.5
+    axes.set_xlim(first - margin, last + margin)
+    low, high = float(values.min()), float(values.max())
+    if spec.log:
+        axes.set_yscale("log")
+        factor = max(1.05, (high / low) ** 0.04) if low > 0 else 1.05
+        axes.set_ylim(low / factor, high * factor)
+        return
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
+    axes.set_ylim(low - margin, high + margin)
+
+
+def _value_ticks(axes: Axes, spec: CurveSpec) -> str:
+    low, high = axes.get_ylim()
+    if not spec.log:
+        return round_ticks(axes.yaxis, low, high, 7)
+    span = math.log10(high / low)
+    factors = (1, 2, 5) if span < 2 else (1,)
+    every = max(1, math.ceil(span / 8))
+    raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    marks: list[tuple[float, str]] = []
+    for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
+        for factor in factors if power % every == 0 else ():
+            value = factor * 10.0**power
+            plain = f"{value:g}" if -4 < power < 5 else f"{factor}×10{str(power).translate(raised)}"
+            if low <= value <= high:
+                marks.append((value, plain.removeprefix("1×") if factor == 1 else plain))
+    axes.yaxis.set_ticks([v for v, _ in marks], [t for _, t in marks])
+    axes.yaxis.set_ticks([], minor=True)
+    return ""
+
+
+def _names(axes: Axes, lines: Sequence[Line], spec: CurveSpec) -> None:
+    """Write the name of each curve beside its end, moved apart where they would overlap."""
+    figure = axes.figure
+    ends: list[tuple[float, int]] = []
+    for i, line in enumerate(lines):
+        smoothed = smooth(line.values, spec.smoothing) if spec.smoothing else line.values
+        known = smoothed[np.isfinite(smoothed)]
+        if known.size:
+            point = (float(axes.get_xlim()[1]), float(known[-1]))
+            ends.append((float(axes.transData.transform(point)[1]), i))
+    ends.sort(reverse=True)
+    box = axes.bbox
+    apart = 9.5 * float(figure.dpi) / 72
+    shown = ends if len(ends) <= _most(box.height, apart) else _spread(ends, box.height, apart)
+    limit = round(0.185 * 7.0 * _text.DPI)
+    places = _apart([y for y, _ in shown], apart, box.y0, box.y1)
+    for place, (_, i) in zip(places, shown, strict=True):
+        text = _text.ellipsize(lines[i].label, 7.0, limit)
+        axes.text(
+            1.012,
+            (place - box.y0) / box.height,
+            _text.printable(text),
+            transform=axes.transAxes,
+            fontproperties=_text.font(7.0),
+            color=_color(i, len(lines)),
+            va="center",
+            parse_math=False,
+        )
+
+
+def _most(height: float, apart: float) -> int:
+    return max(1, int(height // apart))
+
+
+def _spread(ends: list[tuple[float, int]], height: float, apart: float) -> list[tuple[float, int]]:
+    """As many as have room, evenly from top to bottom."""
+    count = _most(height, apart)
+    keep = np.unique(np.rint(np.linspace(0, len(ends) - 1, count)).astype(int))
+    return [ends[int(i)] for i in keep]
+
+
+def _apart(wanted: list[float], apart: float, low: float, high: float) -> list[float]:
+    """Move heights, given from top to bottom, to at least a distance from each other."""
+    places: list[float] = []
+    for y in wanted:
+        places.append(min(y, places[-1] - apart) if places else min(y, high))
+    if places and places[-1] < low:
+        places[-1] = low
+        for i in range(len(places) - 2, -1, -1):
+            places[i] = max(places[i], places[i + 1] + apart)
+    return places
+
+
+def of_sources(sources: Sequence[Source], spec: Spec) -> Picture:
+    """Draw from one run, or compare several: the name of each run goes in front then."""
+    assert isinstance(spec, CurveSpec)
+    if len(sources) == 1:
+        return draw(sources[0].series(spec), spec)
+    lines = []
+    failed: SourceError | None = None
+    for source in sources:
+        try:
+            found = source.series(spec)
+        except SourceError as error:
+            failed = error
+            continue
+        several = len(found) > 1
+        lines += [
+            Line(f"{source.name} {line.label}" if several else source.name, line.steps, line.values)
+            for line in found
+        ]
+    if not lines and failed is not None:
+        raise failed
+    return draw(lines, spec)
