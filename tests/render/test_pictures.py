@@ -141,7 +141,7 @@ def test_a_huge_matrix_is_pooled_so_that_an_outlier_stays() -> None:
     assert picture.sheet is not None
     block = picture.sheet.patches[0].pixels
     words = " ".join(label.text for label in picture.sheet.labels)
-    assert "1 pixel = 3×3 values (signed abs-max)" in words
+    assert "1 cell = 3×3 values (signed abs-max)" in words
     assert block[1234 // 3, 567 // 3] == 0
     assert max(picture.size) < 1800
 

@@ -27,7 +27,7 @@ planes = hnp.arrays(
 def test_signed_abs_max_keeps_the_value_farthest_from_zero(
     plane: npt.NDArray[np.float32], factor: int
 ) -> None:
-    pooled = pool(plane, factor, "absmax")
+    pooled = pool(plane, (factor, factor), "absmax")
 
     for y in range(pooled.shape[0]):
         for x in range(pooled.shape[1]):
@@ -41,8 +41,8 @@ def test_signed_abs_max_keeps_the_value_farthest_from_zero(
 def test_means_weigh_short_edge_blocks_by_what_they_hold(
     plane: npt.NDArray[np.float32], factor: int
 ) -> None:
-    mean = pool(plane, factor, "mean")
-    rms = pool(plane, factor, "rms")
+    mean = pool(plane, (factor, factor), "mean")
+    rms = pool(plane, (factor, factor), "rms")
 
     block = plane[-(plane.shape[0] % factor or factor) :, -(plane.shape[1] % factor or factor) :]
     assert mean[-1, -1] == pytest.approx(block.mean(), rel=1e-4, abs=1e-4)
@@ -54,7 +54,7 @@ def test_a_nan_survives_pooling() -> None:
     plane = np.ones((4, 4), np.float32)
     plane[1, 1] = np.nan
 
-    assert np.isnan(pool(plane, 2, "absmax")[0, 0])
+    assert np.isnan(pool(plane, (2, 2), "absmax")[0, 0])
 
 
 @given(

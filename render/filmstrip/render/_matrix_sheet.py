@@ -54,8 +54,8 @@ class MatrixPlan:
     ----------
     wrap : int or None
         Values in one row, where a vector is too long for one.
-    factor : int
-        Values pooled into one, each way.
+    factors : tuple of int
+        Values pooled into one, along rows' axis and columns' axis.
     zoom_y, zoom_x : int
         Pixels a pooled value.
     margins : bool
@@ -63,7 +63,7 @@ class MatrixPlan:
     """
 
     wrap: int | None
-    factor: int
+    factors: tuple[int, int]
     zoom_y: int
     zoom_x: int
     margins: bool
@@ -74,20 +74,24 @@ def plan_matrix(h: int, w: int, *, downsample: Downsample, ruler: Ruler) -> Matr
 
     Examples
     --------
-    >>> plan_matrix(4096, 4096, downsample="absmax", ruler=Ruler(200.0)).factor
-    4
+    >>> plan_matrix(4096, 4096, downsample="absmax", ruler=Ruler(200.0)).factors
+    (4, 4)
+    >>> plan_matrix(64, 1568, downsample="absmax", ruler=Ruler(200.0)).factors
+    (1, 2)
     >>> plan_matrix(1, 64, downsample="absmax", ruler=Ruler(200.0))
-    MatrixPlan(wrap=None, factor=1, zoom_y=40, zoom_x=18, margins=False)
+    MatrixPlan(wrap=None, factors=(1, 1), zoom_y=40, zoom_x=18, margins=False)
     """
     width, height, largest = ruler(WIDTH), ruler(HEIGHT), ruler(_LARGEST)
     wrap = None
     if h == 1 and w > width // 2:
         wrap = next(n for n in (256, 512, 1024, w) if w <= n * n or n == w)
         h, w = -(-w // wrap), wrap
-    factor = 1
+    factors = (1, 1)
     if downsample != "none":
         factor = max(-(-w // width), -(-h // height), 1)
-    h, w = -(-h // factor), -(-w // factor)
+        # An axis that would become short keeps its values: it is stretched, not squeezed.
+        factors = (_factor(h, factor, ruler(_LOW)), _factor(w, factor, ruler(_LOW)))
+    h, w = -(-h // factors[0]), -(-w // factors[1])
     zoom_x = max(1, min(width // w, largest))
     zoom_y = max(1, min(width // w, height // h, largest))
     zoom_x = min(zoom_x, zoom_y)
@@ -95,7 +99,12 @@ def plan_matrix(h: int, w: int, *, downsample: Downsample, ruler: Ruler) -> Matr
         zoom_y, zoom_x = largest, max(1, min(width // w, largest))
     else:
         zoom_y = max(zoom_y, min(ruler(_ROW), ruler(_LOW) // h))
-    return MatrixPlan(wrap, factor, zoom_y, zoom_x, h > 1 and w > 1 and wrap is None)
+        zoom_x = max(zoom_x, min(ruler(_ROW), ruler(_LOW) // w))
+    return MatrixPlan(wrap, factors, zoom_y, zoom_x, h > 1 and w > 1 and wrap is None)
+
+
+def _factor(length: int, factor: int, low: int) -> int:
+    return factor if length // factor >= low else -(-length // low)
 
 
 def matrix_sheet(
@@ -174,10 +183,12 @@ def _margins(
     squares = np.square(finite / largest)
     length = ruler(_RMS)
     patches = []
-    for axis, zoom, pixels in ((0, plan.zoom_x, shape[1]), (1, plan.zoom_y, shape[0])):
+    columns = (0, plan.factors[1], plan.zoom_x, shape[1])
+    rows = (1, plan.factors[0], plan.zoom_y, shape[0])
+    for axis, factor, zoom, pixels in (columns, rows):
         rms = np.sqrt(squares.mean(axis=axis))
         # The hottest of those that share a pixel, since a mean would hide it.
-        rms = np.maximum.reduceat(rms, np.arange(0, len(rms), plan.factor)).repeat(zoom)
+        rms = np.maximum.reduceat(rms, np.arange(0, len(rms), factor)).repeat(zoom)
         top_value = float(rms.max()) or 1.0
         filled = np.rint(rms / top_value * length).astype(int)[:pixels]
         grid = np.arange(length)[:, None] < filled[None, :]

@@ -52,53 +52,52 @@ def shape_of_grid(count: int, aspect: float = 1.0) -> tuple[int, int]:
 
 
 def pool(
-    plane: npt.NDArray[np.floating[Any]], factor: int, how: Downsample
+    plane: npt.NDArray[np.floating[Any]], factors: tuple[int, int], how: Downsample
 ) -> npt.NDArray[np.floating[Any]]:
-    """Join blocks of ``factor`` × ``factor`` values of the last two axes into one.
+    """Join blocks of values of the last two axes into one.
 
     Parameters
     ----------
     plane : ndarray of float, shape (…, h, w)
         Edges that fill no whole block make a smaller one.
-    factor : int
-        Values a side.
+    factors : tuple of int
+        Values joined along rows' axis and columns' axis.
     how : {"absmax", "mean", "rms", "none"}
         ``absmax`` keeps the value that is farthest from zero, with its sign, so that
         outliers stay visible; NaN wins over everything.
 
     Returns
     -------
-    ndarray of float, shape (…, ceil(h / factor), ceil(w / factor))
+    ndarray of float, shape (…, ceil(h / factors[0]), ceil(w / factors[1]))
 
     Examples
     --------
-    >>> pool(np.array([[1.0, -3.0], [2.0, 0.0]]), 2, "absmax")
+    >>> pool(np.array([[1.0, -3.0], [2.0, 0.0]]), (2, 2), "absmax")
     array([[-3.]])
     """
-    if factor <= 1 or how == "none":
+    if factors == (1, 1) or how == "none":
         return plane
     if how == "absmax":
         # Two passes along one axis each: 4.6 times faster than one over four axes.
-        high = _reduce(np.maximum, plane, factor)
-        low = _reduce(np.minimum, plane, factor)
+        high = _reduce(np.maximum, plane, factors)
+        low = _reduce(np.minimum, plane, factors)
         return np.where(-low > high, low, high)
     with np.errstate(over="ignore", invalid="ignore"):
-        total = _reduce(np.add, plane if how == "mean" else np.square(plane), factor)
+        total = _reduce(np.add, plane if how == "mean" else np.square(plane), factors)
         h, w = plane.shape[-2:]
-        rows = np.minimum(factor, h - np.arange(0, h, factor))
-        columns = np.minimum(factor, w - np.arange(0, w, factor))
+        rows = np.minimum(factors[0], h - np.arange(0, h, factors[0]))
+        columns = np.minimum(factors[1], w - np.arange(0, w, factors[1]))
         mean = total / (rows[:, None] * columns).astype(plane.dtype)
     return np.asarray(mean if how == "mean" else np.sqrt(mean), plane.dtype)
 
 
 def _reduce(
-    ufunc: np.ufunc, plane: npt.NDArray[np.floating[Any]], factor: int
+    ufunc: np.ufunc, plane: npt.NDArray[np.floating[Any]], factors: tuple[int, int]
 ) -> npt.NDArray[np.floating[Any]]:
     h, w = plane.shape[-2:]
     with np.errstate(invalid="ignore"):
-        rows = ufunc.reduceat(plane, np.arange(0, h, factor), axis=-2)
-        out: npt.NDArray[np.floating[Any]] = ufunc.reduceat(rows, np.arange(0, w, factor), axis=-1)
-    return out
+        rows = ufunc.reduceat(plane, np.arange(0, h, factors[0]), axis=-2)
+        return np.asarray(ufunc.reduceat(rows, np.arange(0, w, factors[1]), axis=-1))
 
 
 def tile_rows(

@@ -158,7 +158,7 @@ def _tiled(
     groups, inner, h, w = picked.shape
     values = picked[: plan.groups, : plan.inner]
     scale = _scale(values, spec, limits)
-    pooled = pool(values, plan.factor, spec.downsample)
+    pooled = pool(values, (plan.factor, plan.factor), spec.downsample)
     if scale.lows is None or scale.highs is None:
         levels = quantise(pooled, scale.low, scale.high)
     else:
@@ -174,7 +174,7 @@ def _tiled(
         parts.append(f"of {arranged.values.shape[0]}")
     parts += [scale.words, *words]
     if plan.factor > 1:
-        parts.append(_pooled(plan.factor, spec))
+        parts.append(_pooled((plan.factor, plan.factor), spec))
     if dead:
         # Of the sample that is shown, which is all that a frame can tell.
         parts.append(f"{len(dead)} dead")
@@ -204,9 +204,9 @@ def _sizes(arranged: Arrangement, groups: int, inner: int, plane: tuple[int, int
     return [f"{shown} filters × {size}", f"{inputs} input {word}"]
 
 
-def _pooled(factor: int, spec: GridSpec) -> str:
+def _pooled(factors: tuple[int, int], spec: GridSpec) -> str:
     how = {"absmax": "signed abs-max", "mean": "mean", "rms": "root mean square"}
-    return f"1 pixel = {factor}×{factor} values ({how[spec.downsample]})"
+    return f"1 cell = {factors[0]}×{factors[1]} values ({how[spec.downsample]})"
 
 
 def _flat(
@@ -223,7 +223,7 @@ def _flat(
     h, w = plane.shape
     plan = plan_matrix(h, w, downsample=spec.downsample, ruler=ruler)
     scale = _scale(picked, spec, limits, flat=True)
-    pooled = pool(plane, plan.factor, spec.downsample)
+    pooled = pool(plane, plan.factors, spec.downsample)
     levels = quantise(pooled, scale.low, scale.high)
     bad = _bad(levels, plane)
     parts = _where(frame, arranged)
@@ -244,8 +244,8 @@ def _flat(
         full[:w] = levels[0]
         levels, shown = full.reshape(rows, plan.wrap), np.zeros((rows, plan.wrap), plane.dtype)
         parts.append(f"in rows of {plan.wrap}")
-    if plan.factor > 1:
-        parts.append(_pooled(plan.factor, spec))
+    if plan.factors != (1, 1):
+        parts.append(_pooled(plan.factors, spec))
     names = (arranged.row_name, arranged.column_name)
     if plan.wrap is not None:
         names = (f"row of {plan.wrap}", "unit")

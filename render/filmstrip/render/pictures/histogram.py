@@ -184,7 +184,7 @@ def _heatmap(counts: Counts, spec: HistogramSpec, bins: int, name: str) -> Figur
     inside = density_counts(counts, edges, zeros=zeros)
     share = inside / np.maximum(counts.finite, 1)[:, None] / np.diff(y)
     # Less than half a value in a bin is the tail of an interpolation, not something seen.
-    dense = np.ma.masked_where(inside < 0.5, share)
+    dense = np.ma.masked_where(inside < 1e-3, share)
     n = len(counts.steps)
     parts = [spec.kind] if spec.kind else []
     steps = f"{n} of {counts.available} steps" if n < counts.available else f"{n} steps"
