@@ -1,0 +1,228 @@
+"""Flags: the only place that knows how capture is asked for on a command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from filmstrip.capture._keywords import READERS, read_step
+from filmstrip.capture._settings import DEFAULTS
+from filmstrip.capture.errors import PlanError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from filmstrip.capture.pytorch import Capture
+
+_SWITCHES = ("statistics", "histograms", "frames", "fsync")
+_LISTS = ("steps", "kinds", "layers", "exclude", "phases")
+_WORDS: Mapping[str, tuple[str, str]] = {
+    "every": ("N", "steps between captures, or statistics=10,histograms=100,frames=1000"),
+    "start": ("STEP", "first step of the window"),
+    "stop": ("STEP", "end of the window, not included"),
+    "steps": ("STEP,…", "exactly these steps; may be repeated"),
+    "step": ("STEP", "step at which this training starts"),
+    "kinds": ("KIND,…", "of activations, weights, gradients; may be repeated"),
+    "layers": ("NAME,…", "globs, re:… or exact names; may be repeated"),
+    "exclude": ("NAME,…", "layers to leave out; may be repeated"),
+    "statistics": ("", "statistics of every tensor"),
+    "histograms": ("", "bit histograms of every tensor"),
+    "frames": ("", "the tensors themselves"),
+    "samples": ("N", "leading samples of the batch kept in a frame"),
+    "micro_batches": ("WHICH", "first or all forward passes of a step"),
+    "phases": ("PHASE", "train or eval"),
+    "replicas": ("WHICH", "first or all ranks"),
+    "max_capture_bytes": ("SIZE", "most bytes of frames a capture, such as 64MB"),
+    "max_run_bytes": ("SIZE", "most bytes of the run, such as 20GB"),
+    "min_free": ("SIZE", "what stays free on the disk, such as 5%% or 2GB"),
+    "max_overhead": ("SHARE", "most of the training time, such as 0.02"),
+    "on_pressure": ("HOW", "drop, block or auto, when writing is slower than training"),
+    "if_exists": ("HOW", "auto, resume, fail, new or overwrite a run that is there"),
+    "dtype": ("DTYPE", "float16, bfloat16 or float32 for floating frames"),
+    "compression": ("CODEC", "zstd, lz4 or none"),
+    "fsync": ("", "commits that survive a loss of power"),
+}
+
+
+def add_capture_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Give a parser the flag ``--capture RUN``, and ``--capture-<keyword>`` for every keyword.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        Of the training script.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+        The same parser.
+
+    Examples
+    --------
+    >>> parser = add_capture_arguments(argparse.ArgumentParser())
+    >>> parser.parse_args(["--capture", "run.zarr", "--capture-every", "50"]).capture
+    'run.zarr'
+    """
+    group = parser.add_argument_group(
+        "capture", "record activations, weights and gradients (filmstrip)"
+    )
+    group.add_argument(
+        "--capture", metavar="RUN", help="write a run here; nothing is recorded without it"
+    )
+    for keyword, (metavar, words) in _WORDS.items():
+        flag, name = f"--capture-{keyword.replace('_', '-')}", f"capture_{keyword}"
+        if keyword in _SWITCHES:
+            group.add_argument(
+                flag,
+                dest=name,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=words,
+            )
+        else:
+            group.add_argument(
+                flag,
+                dest=name,
+                metavar=metavar,
+                type=_reader(keyword),
+                action=_Extend if keyword in _LISTS else "store",
+                default=argparse.SUPPRESS,
+                help=words,
+            )
+    group.add_argument(
+        "--capture-metadata",
+        dest="capture_metadata",
+        metavar="NAME=VALUE",
+        type=_pair,
+        action="append",
+        default=argparse.SUPPRESS,
+        help="kept with the run; may be repeated",
+    )
+    group.add_argument(
+        "--capture-plan",
+        dest="capture_plan",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="a TOML file that holds keywords; flags beat it",
+    )
+    group.add_argument(
+        "--capture-dry-run",
+        dest="capture_dry_run",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print what would be kept, and write nothing",
+    )
+    return parser
+
+
+class _Extend(argparse.Action):
+    """Joins what a flag brings each time that it is given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest, ())
+        setattr(namespace, self.dest, tuple(dict.fromkeys((*before, *_listed(values)))))
+
+
+def _listed(values: tuple[object, ...] | frozenset[int]) -> tuple[object, ...]:
+    """Return values as a tuple, in an order that does not change."""
+    return tuple(sorted(values)) if isinstance(values, frozenset) else values
+
+
+def _reader(keyword: str) -> Callable[[str], object]:
+    read = READERS.get(keyword, read_step)
+
+    def convert(text: str) -> object:
+        try:
+            return read(keyword, text)
+        except PlanError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def capture_from_arguments(
+    args: argparse.Namespace, model: Any, optimizer: Any = None, **code_defaults: Any
+) -> Capture:
+    """Return the capture that a command line asks for.
+
+    Without ``--capture`` (and ``FILMSTRIP_RUN``) it is an inert one, which costs nothing and
+    imports neither zarr nor the store.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        From a parser that went through `add_capture_arguments`.
+    model, optimizer
+        As for ``Capture``.
+    **code_defaults
+        Keywords of ``Capture``, such as ``probe``; flags, environment and plan beat them.
+
+    Returns
+    -------
+    Capture
+        Of the framework that the model belongs to.
+
+    Raises
+    ------
+    TypeError
+        If a keyword is unknown.
+    CaptureError, StoreError
+        As ``Capture``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> parser = add_capture_arguments(argparse.ArgumentParser())
+    >>> capture_from_arguments(parser.parse_args([]), torch.nn.Linear(2, 1)).enabled
+    False
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(model, torch.nn.Module):
+        raise UnsupportedModelError(
+            f"model is a {type(model).__name__}, not a torch.nn.Module; "
+            "give the module that is trained"
+        )
+    from filmstrip.capture.pytorch import Capture
+
+    said = {
+        name.removeprefix("capture_"): value
+        for name, value in vars(args).items()
+        if name.startswith("capture_")
+    }
+    code = dict(code_defaults)
+    probe, step, plan = code.pop("probe", None), code.pop("step", None), code.pop("plan", None)
+    if unknown := sorted(set(code) - set(DEFAULTS)):
+        raise TypeError(
+            f"capture_from_arguments() got an unexpected keyword argument {unknown[0]!r}"
+        )
+    run = getattr(args, "capture", None)
+    if run is not None:
+        said["run"] = run
+    if "metadata" in said:
+        said["metadata"] = {**(code.get("metadata") or {}), **dict(said["metadata"])}
+    asked = run is not None or bool(os.environ.get("FILMSTRIP_RUN", "").strip())
+    if not asked:
+        code["enabled"] = False
+    return Capture._from_command(
+        model,
+        optimizer,
+        {**DEFAULTS, **code},
+        plan=said.pop("plan", plan),
+        command={name: value for name, value in said.items() if name != "step"},
+        step=said.get("step", step),
+        probe=probe,
+    )

@@ -1,0 +1,317 @@
+"""The recorder: all that an adapter calls while a model trains, in the training thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic
+
+from filmstrip.capture._budget import Blueprint, Order
+from filmstrip.capture._ledger import Ledger
+from filmstrip.capture._pump import Pump
+from filmstrip.capture._row import LossJob, Row, RowJob, Sink
+from filmstrip.capture._schedule import NOTHING, Schedule, Thrift, Tiers
+from filmstrip.capture._seams import Fence, Site, Slot, Stage, T
+from filmstrip.capture._survey import Survey
+
+_SLOTS = 2  # one being filled while the other is written
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a recorder.
+
+    Parameters
+    ----------
+    capture_bytes : int
+        Bytes of frames a capture may hold.
+    dtype : str or None
+        dtype that floating frames are converted to.
+    block : float
+        Seconds to wait for a free slot before a due step is dropped.
+    overhead : float or None
+        Share of the time that capture may cost.
+    needs : frozenset of str
+        Kinds without which the survey is put off to the next due step.
+    patience : int or None
+        How often it is put off; None: until they come.
+    dry : bool
+        Whether only the survey is made, and nothing handed over.
+    """
+
+    capture_bytes: int
+    dtype: str | None = None
+    block: float = 0.0
+    overhead: float | None = None
+    needs: frozenset[str] = frozenset()
+    patience: int | None = 3
+    dry: bool = False
+
+
+class Recorder(Generic[T]):
+    """Takes what is due, step by step, and hands it over.
+
+    Parameters
+    ----------
+    schedule : Schedule
+        What is due when.
+    limits : Limits
+        Bounds.
+    stage : Stage
+        Copies from the device.
+    pump : Pump
+        Carries rows to the sink.
+    sink : Sink
+        Writes them.
+    ledger : Ledger
+        Counts losses.
+
+    Attributes
+    ----------
+    on : bool
+        Whether a tap has anything to do; the only thing that it reads when nothing is due.
+    tiers : Tiers
+        What is due at this step.
+    surveyed : callable
+        Called once, with the layout of a capture.
+
+    Notes
+    -----
+    No method raises: a failure is counted, logged once, and raised by ``Capture.close``.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        limits: Limits,
+        stage: Stage[T],
+        pump: Pump,
+        sink: Sink,
+        ledger: Ledger,
+    ) -> None:
+        self.on = False
+        self.paused = False
+        self.step = 0
+        self.sites: list[Site] = []
+        self.surveyed: Callable[[Blueprint], None] = lambda plan: None
+        self._schedule, self._limits, self._stage = schedule, limits, stage
+        self._pump, self._sink, self._ledger = pump, sink, ledger
+        self._thrift = Thrift(limits.overhead, began=time.perf_counter())
+        self._plan: Blueprint | None = None
+        self._survey: Survey[T] | None = None
+        self._surveys = 0
+        self.tiers = NOTHING
+        self._last = -1
+        self._orders: Sequence[Order | None] = ()
+        self._by_tiers: dict[Tiers, Sequence[Order | None]] = {}
+        self._slots: list[Slot] = []
+        self._slot: int | None = None
+        self._taken: dict[int, int] = {}
+        self._loss = ""
+        self._seconds = 0.0
+        self._closed = False
+
+    def due(self, step: int) -> Tiers:
+        """Return what will be taken at a step, as things stand."""
+        if self.paused or self._closed or self._ledger.full:
+            return NOTHING
+        tiers = self._schedule.due(step)
+        return tiers._replace(frames=False) if self._ledger.frames_over else tiers
+
+    def begin(self, step: int) -> None:
+        """Arm what is due at a step, or nothing."""
+        self.step = step
+        started = time.perf_counter()
+        try:
+            self._give_up()
+            self.tiers = self.due(step) if step > self._last else self._repeated(step)
+            self.on = any(self.tiers) and self._arm()
+        except Exception as error:
+            self._ledger.fail("errors", f"step {step} could not be armed", error)
+        self._seconds = time.perf_counter() - started
+
+    def _repeated(self, step: int) -> Tiers:
+        """Take nothing of a step that was written already; steps of a run only rise."""
+        if step < self._last and any(self.due(step)):
+            self._ledger.lose(
+                "skipped",
+                "falling",
+                f"the step fell from {self._last} to {step}; "
+                f"nothing is kept until it is behind {self._last}",
+            )
+        return NOTHING
+
+    def _give_up(self) -> None:
+        """Leave a step that was begun and never ended."""
+        self.on, self._survey, self._taken, self._loss = False, None, {}, ""
+        if self._slot is not None:
+            self._pump.disarm(self._slot)
+            self._slot = None
+
+    def _arm(self) -> bool:
+        if self._thrift.exceeded(now=time.perf_counter()):
+            self._loss = "thinned"
+            return False
+        if self._plan is None:
+            limits = self._limits
+            self._survey = Survey(
+                self._stage, budget=limits.capture_bytes, dtype=limits.dtype, tiers=self.tiers
+            )
+            return True
+        self._slot = self._pump.arm(timeout=self._limits.block)
+        if self._slot is None:
+            self._loss = "dropped"
+            return False
+        if self.tiers not in self._by_tiers:
+            orders = [order and order.only(self.tiers) for order in self._plan.orders]
+            self._by_tiers[self.tiers] = orders
+        self._orders = self._by_tiers[self.tiers]
+        return True
+
+    def discover(self, site: Site) -> int | None:
+        """Return the number of a site that was not known at attach, None when it comes too late."""
+        if self._survey is None:
+            self._ledger.lose(
+                "skipped",
+                f"late {site.kind} {site.layer}",
+                f"{site.kind} of {site.layer!r} came after the first capture and are not kept",
+            )
+            return None
+        self.add(site)
+        return len(self.sites) - 1
+
+    def add(self, site: Site) -> None:
+        """Add a site; of what is never due, nothing is planned."""
+        self.sites.append(replace(site, tiers=site.tiers & self._schedule.tiers))
+
+    @property
+    def surveying(self) -> bool:
+        """Whether this step is the survey, at which every site must show itself."""
+        return self.on and self._survey is not None
+
+    def skip(self, site: int, reason: str) -> None:
+        """Note why a tensor that is due is not taken."""
+        if site not in self._taken:
+            self._ledger.lose(
+                "skipped",
+                f"{reason} {site}",
+                f"{self._name(site)} {reason}; not kept at step {self.step}",
+            )
+
+    def trip(self, where: str, error: Exception) -> None:
+        """Note an exception inside a tap."""
+        self._ledger.fail("errors", where, error)
+
+    def take(self, site: int, tensor: T) -> None:
+        """Take what is due of a tensor; a site is taken once a step."""
+        started = time.perf_counter()
+        try:
+            if site not in self._taken:
+                if self._survey is not None:
+                    self._taken[site] = self._survey.take(site, self._seen(site, tensor), tensor)
+                else:
+                    self._put(site, tensor)
+        except Exception as error:
+            self._ledger.fail("errors", f"{self._name(site)} could not be taken", error)
+        self._seconds += time.perf_counter() - started
+
+    def _name(self, site: int) -> str:
+        return f"{self.sites[site].kind} of {self.sites[site].layer!r}"
+
+    def _seen(self, number: int, tensor: T) -> Site:
+        site = replace(
+            self.sites[number],
+            shape=tuple(int(length) for length in tensor.shape),
+            dtype=self._stage.dtype(tensor),
+        )
+        self.sites[number] = site
+        return site
+
+    def _put(self, site: int, tensor: T) -> None:
+        assert self._slot is not None
+        order = self._orders[site] if site < len(self._orders) else None
+        if order is None:
+            return
+        kept = order.kept(tensor.shape)
+        if kept is None:
+            self._ledger.lose(
+                "skipped",
+                f"shape {site}",
+                f"{self._name(site)} changed shape from {order.source} to {tuple(tensor.shape)} "
+                f"at step {self.step}; frames of another shape are not kept",
+            )
+            order = order.only(Tiers(False, self.tiers.statistics, self.tiers.histograms))
+            if order is None:
+                return
+        self._stage.put(self._slots[self._slot], order, tensor)
+        self._taken[site] = -1 if kept is None else kept
+
+    def end(self) -> None:
+        """End a step: hand over what was taken, or count that nothing could be."""
+        if self._loss:
+            self._lose(self._loss)
+        if not self.on:
+            return
+        self.on = False
+        started = time.perf_counter()
+        try:
+            fence = self._stage.fence()
+            if self._survey is not None:
+                self._end_survey(self._survey, fence)
+            if self._slot is not None and self._plan is not None:
+                self._hand_over(self._slot, self._plan, fence, started)
+        except Exception as error:
+            self._ledger.fail("errors", f"step {self.step} could not be handed over", error)
+        self._survey = None
+
+    def _lose(self, name: str) -> None:
+        self._loss = ""
+        self._ledger.count(name)
+        self._pump.submit(LossJob(self.step, self._sink))
+
+    def _end_survey(self, survey: Survey[T], fence: Fence) -> None:
+        self._surveys += 1
+        seen = {self.sites[number].kind for number in self._taken}
+        patient = self._limits.patience is None or self._surveys < self._limits.patience
+        if not seen or (patient and not self._limits.needs <= seen):
+            self._lose("dropped")
+            return
+        self._stage.wait(fence)
+        plan = survey.plan(self.sites)
+        self.surveyed(plan)
+        if self._limits.dry:
+            self._closed = True
+            return
+        self._slots = [self._stage.slot(plan.nbytes) for _ in range(_SLOTS)]
+        self._pump.provide(_SLOTS)
+        self._slot = self._pump.arm(timeout=0.0)
+        assert self._slot is not None
+        survey.move(plan, self._slots[self._slot].memory)
+        self._plan = plan
+
+    def _hand_over(self, slot: int, plan: Blueprint, fence: Fence, started: float) -> None:
+        seconds = self._seconds + time.perf_counter() - started
+        if self._survey is None:  # the survey is paid once
+            self._thrift.spend(seconds)
+        stage = self._stage
+        row = Row(
+            self.step,
+            self.tiers,
+            plan,
+            self._taken,
+            self._slots[slot],
+            lambda: stage.wait(fence),
+            seconds,
+        )
+        self._slot, self._taken, self._last = None, {}, self.step
+        self._pump.submit(RowJob(row, slot, self._sink))
+
+    def close(self) -> None:
+        """Take nothing any more."""
+        self._closed = True
+        try:
+            self._give_up()
+        except Exception as error:
+            self._ledger.fail("errors", "capture could not be closed", error)

@@ -1,0 +1,160 @@
+"""The schedule: the only place that says what is due at a step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Tiers(NamedTuple):
+    """What is taken of a tensor: its frame, its statistics, its bit histogram."""
+
+    frames: bool = False
+    statistics: bool = False
+    histograms: bool = False
+
+    def __and__(self, other: Tiers) -> Tiers:
+        """Return what both have."""
+        return Tiers(*(mine and its for mine, its in zip(self, other, strict=True)))
+
+
+NOTHING = Tiers()
+EVERYTHING = Tiers(True, True, True)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When each tier is due.
+
+    Parameters
+    ----------
+    frames, statistics, histograms : int or None
+        The tier is due when ``step % interval == 0``; None: never.
+    start, stop : int, int or None
+        Window of steps, half open.
+    steps : collection of int, optional
+        Due at exactly these steps instead, within the window.
+
+    Examples
+    --------
+    >>> Schedule(frames=100, statistics=10, histograms=None).due(50)
+    Tiers(frames=False, statistics=True, histograms=False)
+    """
+
+    frames: int | None
+    statistics: int | None
+    histograms: int | None
+    start: int = 0
+    stop: int | None = None
+    steps: Collection[int] | None = None
+
+    def due(self, step: int) -> Tiers:
+        """Return the tiers due at a step.
+
+        A histogram is read with the extremes that stand beside it, so statistics are due with it.
+        """
+        if step < self.start or (self.stop is not None and step >= self.stop):
+            return NOTHING
+
+        def falls(interval: int | None) -> bool:
+            if interval is None:
+                return False
+            return step % interval == 0 if self.steps is None else step in self.steps
+
+        histograms = falls(self.histograms)
+        return Tiers(falls(self.frames), falls(self.statistics) or histograms, histograms)
+
+    @property
+    def tiers(self) -> Tiers:
+        """The tiers that are ever due."""
+        histograms = self.histograms is not None
+        return Tiers(self.frames is not None, self.statistics is not None or histograms, histograms)
+
+    @property
+    def text(self) -> str:
+        """The schedule in words, for the line at attach.
+
+        Examples
+        --------
+        >>> Schedule(frames=100, statistics=10, histograms=None, start=50).text
+        'frames every 100 steps, statistics every 10 steps, from step 50'
+        """
+        intervals = {
+            name: interval
+            for name in ("frames", "statistics", "histograms")
+            if (interval := getattr(self, name)) is not None
+        }
+        if self.steps is not None:
+            words = f"at {len(self.steps)} step{'s' * (len(self.steps) != 1)}"
+        elif len(set(intervals.values())) == 1:
+            words = _every(next(iter(intervals.values())))
+        else:
+            words = ", ".join(f"{name} {_every(interval)}" for name, interval in intervals.items())
+        if self.start:
+            words += f", from step {self.start}"
+        if self.stop is not None:
+            words += f", before step {self.stop}"
+        return words
+
+
+def _every(interval: int) -> str:
+    return "every step" if interval == 1 else f"every {interval} steps"
+
+
+def schedule_of(
+    every: int | Mapping[str, int],
+    *,
+    wanted: Tiers,
+    start: int = 0,
+    stop: int | None = None,
+    steps: Collection[int] | None = None,
+) -> Schedule:
+    """Return the schedule of the keyword ``every`` and of the tiers that are switched on.
+
+    Examples
+    --------
+    >>> schedule_of({"frames": 100}, wanted=EVERYTHING)
+    Schedule(frames=100, statistics=None, histograms=None, start=0, stop=None, steps=None)
+    """
+    intervals = every if isinstance(every, Mapping) else dict.fromkeys(Tiers._fields, every)
+    return Schedule(
+        frames=intervals.get("frames") if wanted.frames else None,
+        statistics=intervals.get("statistics") if wanted.statistics else None,
+        histograms=intervals.get("histograms") if wanted.histograms else None,
+        start=start,
+        stop=stop,
+        steps=None if steps is None else frozenset(steps),
+    )
+
+
+class Thrift:
+    """Says whether capture has cost more of training's time than it may.
+
+    Parameters
+    ----------
+    limit : float or None
+        Share of the time, as 0.02; None: no limit.
+    began : float
+        Clock reading in seconds at which counting starts.
+
+    Examples
+    --------
+    >>> thrift = Thrift(0.02, began=0.0)
+    >>> thrift.spend(1.0)
+    >>> thrift.exceeded(now=10.0), thrift.exceeded(now=100.0)
+    (True, False)
+    """
+
+    __slots__ = ("_began", "_limit", "_spent")
+
+    def __init__(self, limit: float | None, *, began: float) -> None:
+        self._limit, self._began, self._spent = limit, began, 0.0
+
+    def spend(self, seconds: float) -> None:
+        """Add what a due step cost the training thread."""
+        self._spent += seconds
+
+    def exceeded(self, *, now: float) -> bool:
+        """Return whether the share spent so far is over the limit."""
+        return self._limit is not None and self._spent > self._limit * max(now - self._began, 0.0)

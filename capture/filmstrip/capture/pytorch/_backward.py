@@ -1,0 +1,193 @@
+"""Optimizer taps: the only place that hooks into optimizers, and reads weights and gradients.
+
+They are read when the optimizer is about to use them, since gradients are not final before
+(accumulation, reduction over ranks, unscaling, clipping) and weights are no longer the same after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from filmstrip.capture._seams import Site, Watcher
+from filmstrip.capture.errors import UnsupportedModelError
+from filmstrip.capture.pytorch._clock import Clock
+from filmstrip.capture.pytorch._layout import parameter_layout
+from filmstrip.capture.pytorch._model import Variable
+
+OptimizerLike = torch.optim.Optimizer
+
+
+def unwrapped(optimizer: object) -> OptimizerLike:
+    """Return the optimizer inside wrappers of trainers.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there is none that takes hooks.
+    """
+    inner = optimizer
+    while not hasattr(inner, "_optimizer_step_pre_hooks") and hasattr(inner, "optimizer"):
+        inner = inner.optimizer
+    if not isinstance(inner, torch.optim.Optimizer):
+        raise UnsupportedModelError(
+            f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer; "
+            "leave it out, and call cap.step() where it steps, before it changes the weights"
+        )
+    return inner
+
+
+class OptimizerTaps:
+    """Takes weights and gradients, and ends a step when the last of the optimizers has stepped.
+
+    Parameters
+    ----------
+    optimizers : sequence of Optimizer
+        In order; may be empty, and then `step` must be called.
+    variables : sequence of Variable
+        Parameters that are watched.
+    kinds : sequence of str
+        ``"weights"`` and ``"gradients"`` are of interest here.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[OptimizerLike],
+        variables: Sequence[Variable],
+        *,
+        kinds: Sequence[str],
+    ) -> None:
+        self._optimizers = optimizers
+        self._sites: list[Site] = []
+        self._weights: list[tuple[int, Variable]] = []
+        self._gradients: list[tuple[int, Variable]] = []
+        if "weights" in kinds:
+            self._weights = [(self._add("weights", variable), variable) for variable in variables]
+        if "gradients" in kinds:
+            self._gradients = [
+                (self._add("gradients", variable), variable)
+                for variable in variables
+                if variable.tensor is not None and variable.tensor.requires_grad
+            ]
+        self._handles: list[RemovableHandle] = []
+        self.before: Callable[[], None] = lambda: None
+        self.after: Callable[[], None] = lambda: None
+
+    def _add(self, kind: str, variable: Variable) -> int:
+        tensor = variable.tensor
+        assert tensor is not None
+        self._sites.append(
+            Site(
+                kind=kind,
+                layer=variable.name,
+                shape=tuple(tensor.shape),
+                dtype=str(tensor.dtype).removeprefix("torch."),
+                layout=parameter_layout(variable.module, tensor),
+                original=variable.original,
+                aliases=variable.aliases,
+            )
+        )
+        return len(self._sites) - 1
+
+    def sites(self) -> list[Site]:
+        """Return the sites of weights and gradients, numbered from 0."""
+        return self._sites
+
+    def install(self, recorder: Watcher[torch.Tensor], clock: Clock) -> None:
+        """Register the hooks."""
+        self._recorder, self._clock = recorder, clock
+        for number, optimizer in enumerate(self._optimizers):
+            before, after = self._hooks(number, last=number == len(self._optimizers) - 1)
+            self._handles += [
+                optimizer.register_step_pre_hook(before),
+                optimizer.register_step_post_hook(after),
+            ]
+
+    def _hooks(self, number: int, *, last: bool) -> tuple[Callable[..., None], Callable[..., None]]:
+        recorder = self._recorder
+
+        def before(optimizer: OptimizerLike, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if recorder.on:
+                self._guarded(lambda: self._read(number, gradients=not _closure(args, kwargs)))
+
+        def after(optimizer: OptimizerLike, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if recorder.on and _closure(args, kwargs):
+                # A closure computes the gradients inside the step.
+                self._guarded(
+                    lambda: self._take(self._mine(number, self._gradients), gradients=True)
+                )
+            if last:
+                self._advance()
+
+        return before, after
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def step(self) -> None:
+        """Take everything and end the step, where no optimizer does."""
+        self._guarded(lambda: self._read(None, gradients=True))
+        self._advance()
+
+    def survey(self) -> None:
+        """Take every weight, and each in place of its gradient, to learn their shapes."""
+        self._take(self._weights, gradients=False)
+        self._take(self._gradients, gradients=False)
+
+    def _advance(self) -> None:
+        self._guarded(self._clock.advance)
+        self._guarded(self.after)
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:
+            self._recorder.trip("the optimizer's step could not be followed", error)
+
+    def _read(self, number: int | None, *, gradients: bool) -> None:
+        self._clock.enter()
+        if not self._recorder.on:
+            return
+        self.before()
+        self._take(self._mine(number, self._weights), gradients=False)
+        if gradients:
+            self._take(self._mine(number, self._gradients), gradients=True)
+
+    def _mine(
+        self, number: int | None, sites: Sequence[tuple[int, Variable]]
+    ) -> Sequence[tuple[int, Variable]]:
+        """Return the sites of an optimizer's parameters; the last one also has those of none."""
+        if number is None or len(self._optimizers) == 1:
+            return sites
+        others = {
+            id(parameter)
+            for other, optimizer in enumerate(self._optimizers)
+            if (other != number if number == len(self._optimizers) - 1 else other == number)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        last = number == len(self._optimizers) - 1
+        return [site for site in sites if (id(site[1].tensor) in others) is not last]
+
+    def _take(self, sites: Sequence[tuple[int, Variable]], *, gradients: bool) -> None:
+        for site, variable in sites:
+            tensor = variable.tensor
+            if tensor is not None and gradients:
+                tensor = tensor.grad
+            if tensor is None:
+                continue
+            if tensor.layout is not torch.strided:
+                self._recorder.skip(site, f"are of layout {tensor.layout}")
+            else:
+                self._recorder.take(site, tensor)
+
+
+def _closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether an optimizer's step was given a closure; the first argument is itself."""
+    return callable(kwargs.get("closure")) or any(map(callable, args[1:]))

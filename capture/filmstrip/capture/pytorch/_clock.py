@@ -1,0 +1,85 @@
+"""The clock: the only place that knows which step it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from filmstrip.capture._seams import Watcher
+
+StepLike = int | Callable[[], int] | None
+
+
+class Clock:
+    """Counts optimizer steps, or reads the trainer's count, and begins and ends them.
+
+    A count of our own is known as soon as the step before has ended. The trainer's is read at the
+    first forward pass of a step, since trainers raise it some time after the optimizer's step.
+
+    Parameters
+    ----------
+    recorder : Recorder
+        Is told of every step.
+    step : int, callable or None
+        First step, or what returns the trainer's step. None: 0.
+
+    Attributes
+    ----------
+    step : int
+        The step in progress, or the one that ended last.
+    entered : bool
+        Whether the step's forward pass has begun.
+    """
+
+    def __init__(self, recorder: Watcher[torch.Tensor], step: StepLike) -> None:
+        self._recorder = recorder
+        self._read = step if callable(step) else None
+        self.step = 0 if step is None or callable(step) else int(step)
+        self.entered = False
+        self._begun = False
+        self._first = self.step
+
+    def start(self) -> None:
+        """Make ready for the next step."""
+        self.entered = self._begun = False
+        if self._read is None:
+            self._begin()
+        else:
+            self._recorder.on = True  # until the trainer's step is known, every tap asks
+
+    def _begin(self) -> None:
+        self._begun = True
+        if self._read is not None:
+            try:
+                self.step = int(self._read())
+            except Exception as error:
+                self._recorder.on = False
+                self._recorder.trip("step() could not be read", error)
+                return
+        self._recorder.begin(self.step)
+
+    def enter(self) -> None:
+        """Note that the step's forward pass has begun."""
+        if not self._begun:
+            self._begin()
+        self.entered = True
+
+    def advance(self) -> None:
+        """End the step, and make ready for the next."""
+        self.enter()
+        self._recorder.end()
+        if self._read is None:
+            self.step += 1
+        self.start()
+
+    def set(self, step: int) -> None:
+        """Go on from a step, as after loading a checkpoint."""
+        self.step = self._first = int(step)
+        self.start()
+
+    @property
+    def logged(self) -> int:
+        """The step that a number belongs to: the one in progress, else the one that ended last."""
+        behind = self._read is None and not self.entered and self.step > self._first
+        return self.step - 1 if behind else self.step

@@ -1,0 +1,243 @@
+"""Forward taps: the only place that hooks into forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from filmstrip.capture._schedule import EVERYTHING, Tiers
+from filmstrip.capture._seams import Site, Watcher
+from filmstrip.capture.pytorch._clock import Clock
+from filmstrip.capture.pytorch._layout import Layouts
+from filmstrip.capture.pytorch._model import Layer
+from filmstrip.capture.pytorch._probe import Probe, named_leaves
+
+_FORWARD = -1  # the graph task of a forward pass; a backward pass that recomputes has another
+
+
+@dataclass(slots=True)
+class _Watch:
+    """One module: which sites its calls have, and how often it was called in this step."""
+
+    layer: Layer
+    sites: dict[tuple[bool, str], int | None] = field(default_factory=dict)
+    round: int = -1
+    calls: int = 0
+
+
+class _Hook:
+    """A hook that a copy of the model, in memory or in a file, does not share.
+
+    Averaged copies of a model must not be taken for it, and ``torch.save(model)`` must work.
+    """
+
+    __slots__ = ("_act",)
+
+    def __init__(self, act: Callable[[nn.Module], None]) -> None:
+        self._act = act
+
+    def __call__(self, module: nn.Module, *args: object) -> None:
+        self._act(module)
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _inert, ()
+
+
+class _OutputHook:
+    """What every watched module runs at every call; like `_Hook` in copies."""
+
+    __slots__ = ("_recorder", "_take", "_watch")
+
+    def __init__(
+        self,
+        recorder: Watcher[torch.Tensor],
+        take: Callable[[_Watch, nn.Module, object], None],
+        watch: _Watch,
+    ) -> None:
+        self._recorder, self._take, self._watch = recorder, take, watch
+
+    def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
+        # Nothing may be taken while a graph is traced; compiled layers are reported as unfired.
+        if self._recorder.on and not torch.compiler.is_compiling():
+            self._take(self._watch, module, output)
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _inert, ()
+
+
+def _inert() -> Callable[..., None]:
+    return nothing
+
+
+def nothing(*args: object) -> None:
+    """Do nothing, in place of a hook in a copied model."""
+
+
+class ForwardTaps:
+    """Takes the outputs of modules.
+
+    Parameters
+    ----------
+    root : torch.nn.Module
+        The model; its forward pass begins a step.
+    layers : sequence of Layer
+        Modules that are watched.
+    phases : sequence of str
+        ``"train"``, ``"eval"``: modes of the model in which its outputs are taken.
+    every_pass : bool
+        Whether forward passes after the first of a step are taken, as further calls.
+    samples : int
+        Leading samples kept in a frame.
+    probe : Probe or None
+        Gives the frames, while statistics come from training.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        layers: Sequence[Layer],
+        *,
+        phases: Sequence[str],
+        every_pass: bool,
+        samples: int,
+        probe: Probe | None,
+    ) -> None:
+        self._root, self._phases, self._every_pass = root, phases, every_pass
+        self._samples, self._probe = samples, probe
+        self._watches = [_Watch(layer) for layer in layers]
+        self._names: set[tuple[bool, str]] = set()
+        self._layouts = Layouts()
+        self._handles: list[RemovableHandle] = []
+        self._probing = False
+        self._round = 0
+        self._passes = 0
+        self.passed: Callable[[], None] = lambda: None
+        self.probed: Callable[[Probe], None] | None = None
+
+    def install(self, recorder: Watcher[torch.Tensor], clock: Clock) -> None:
+        """Register the hooks."""
+        self._recorder, self._clock = recorder, clock
+        self._handles = [
+            self._root.register_forward_pre_hook(_Hook(self._enter)),
+            *(
+                watch.layer.module.register_forward_hook(_OutputHook(recorder, self._take, watch))
+                for watch in self._watches
+            ),
+            self._root.register_forward_hook(_Hook(self._leave)),
+        ]
+
+    def _enter(self, root: nn.Module) -> None:
+        if self._probing:
+            return
+        try:
+            if root.training:
+                self._clock.enter()
+            self._passes += self._phase(root.training)
+        except Exception as error:
+            self._recorder.trip("the forward pass could not be followed", error)
+
+    def _leave(self, root: nn.Module) -> None:
+        if not self._recorder.on or self._probing or not root.training:
+            return
+        try:
+            self.passed()
+        except Exception as error:
+            self._recorder.trip("the forward pass could not be followed", error)
+
+    def _phase(self, training: bool) -> bool:
+        return ("train" if training else "eval") in self._phases
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def reset(self) -> None:
+        """Count calls and passes from 0 again; a step is over."""
+        self._round += 1
+        self._passes = 0
+
+    @property
+    def unfired(self) -> list[str]:
+        """Modules of which no output came yet."""
+        return [watch.layer.name for watch in self._watches if not watch.sites]
+
+    def _take(self, watch: _Watch, module: nn.Module, output: object) -> None:
+        try:
+            if self._wanted():
+                self._take_leaves(watch, module, output)
+        except Exception as error:
+            self._recorder.trip(f"the output of {watch.layer.name!r} could not be taken", error)
+
+    def _wanted(self) -> bool:
+        if self._probing:
+            return True
+        if torch._C._current_graph_task_id() != _FORWARD:
+            return False  # recomputed for the backward pass by activation checkpointing
+        if not self._phase(self._root.training):
+            return False
+        self._clock.enter()
+        return self._recorder.on and (self._every_pass or self._passes <= 1)
+
+    def _take_leaves(self, watch: _Watch, module: nn.Module, output: object) -> None:
+        if self._round != watch.round:
+            watch.round, watch.calls = self._round, 0
+        name = watch.layer.name + (f"#{watch.calls}" if watch.calls else "")
+        watch.calls += 1
+        for leaf, tensor in named_leaves(name, output):
+            key = (self._probing, leaf)
+            if key not in watch.sites:
+                watch.sites[key] = self._discover(watch, module, leaf, tensor)
+            site = watch.sites[key]
+            if site is None:
+                continue
+            if tensor.layout is not torch.strided or tensor.device.type == "meta":
+                self._recorder.skip(site, f"are of layout {tensor.layout} on {tensor.device.type}")
+            else:
+                self._recorder.take(site, tensor)
+
+    def _discover(
+        self, watch: _Watch, module: nn.Module, leaf: str, tensor: torch.Tensor
+    ) -> int | None:
+        tiers = EVERYTHING
+        if self._probe is not None:
+            tiers = Tiers(frames=True) if self._probing else Tiers(False, True, True)
+        # The output `block.0` of a container `block` must not pass for the module of that name.
+        unique = leaf
+        while (self._probing, unique) in self._names:
+            unique += "'"
+        self._names.add((self._probing, unique))
+        return self._recorder.discover(
+            Site(
+                kind="activations",
+                layer=unique,
+                batched=tensor.ndim > 0,
+                samples=None if self._probing else self._samples,
+                layout=self._layouts.of(module, tensor),
+                original=watch.layer.original,
+                tiers=tiers,
+            )
+        )
+
+    def probe(self) -> None:
+        """Run the model on the probe, if frames are due or must be planned."""
+        due = self._recorder.tiers.frames or self._recorder.surveying
+        if self._probe is None or not due:
+            return
+        self._probing = True
+        self._round += 1  # the training batch's calls are not the probe's
+        try:
+            self._probe.run(self._root)
+            if self.probed is not None:
+                self.probed(self._probe)
+                self.probed = None
+        except Exception as error:
+            self._probe = None
+            self._recorder.trip("the model could not be run on the probe, which is given up", error)
+        finally:
+            self._probing = False

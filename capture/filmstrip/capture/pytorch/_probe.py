@@ -1,0 +1,140 @@
+"""The probe: the only place that runs a model on inputs of our own, and leaves no trace of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from filmstrip.capture.errors import PlanError
+
+ProbeLike: TypeAlias = "torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]"
+
+
+class Probe:
+    """A fixed batch on which a model's activations are compared over steps.
+
+    Parameters
+    ----------
+    inputs : Tensor, tuple, list or mapping
+        What the model is called with: one argument, several, or several by name.
+
+    Raises
+    ------
+    PlanError
+        If it holds no tensor.
+    """
+
+    def __init__(self, inputs: ProbeLike) -> None:
+        if isinstance(inputs, Mapping):
+            self._args: tuple[Any, ...] = ()
+            self._kwargs = dict(inputs)
+        elif isinstance(inputs, tuple | list):
+            self._args, self._kwargs = tuple(inputs), {}
+        else:
+            self._args, self._kwargs = (inputs,), {}
+        if not self.tensors():
+            raise PlanError(
+                f"probe is a {type(inputs).__name__} without a tensor; "
+                "give what the model is called with"
+            )
+        self._args, self._kwargs = pytree.tree_map_only(
+            torch.Tensor, lambda tensor: tensor.detach().clone(), (self._args, self._kwargs)
+        )
+        self._device: torch.device | None = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return its tensors by name: ``input``, or ``input.0`` or ``input.mask``."""
+        single = len(self._args) == 1 and isinstance(self._args[0], torch.Tensor)
+        tree = self._args[0] if single else self._args or self._kwargs
+        return dict(named_leaves("input", tree))
+
+    def run(self, model: nn.Module) -> None:
+        """Call the model in eval mode; buffers, modes and random numbers stay as they were."""
+        self._move(model)
+        with _undisturbed(model), torch.no_grad():
+            model(*self._args, **self._kwargs)
+
+    def _move(self, model: nn.Module) -> None:
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        if device != self._device:
+            self._device = device
+            self._args, self._kwargs = pytree.tree_map_only(
+                torch.Tensor, lambda tensor: tensor.to(device), (self._args, self._kwargs)
+            )
+
+
+def named_leaves(name: str, tree: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of nested tuples and dicts with dotted names.
+
+    Examples
+    --------
+    >>> [name for name, _ in named_leaves("lstm", (torch.ones(1), {"h": torch.ones(1)}))]
+    ['lstm.0', 'lstm.1.h']
+    """
+    if isinstance(tree, torch.Tensor):
+        yield name, tree
+        return
+    for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
+        if isinstance(leaf, torch.Tensor):
+            yield ".".join((name, *map(_key, path))), leaf
+
+
+def _key(key: object) -> str:
+    for attribute in ("idx", "key", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode for a while.
+
+    The flags are set one by one: ``eval()`` may be overridden with effects of its own, as adapters
+    that merge their weights in it.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
+    restore = [_random_states(model)]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, copy, version in buffers:
+                if buffer._version != version:
+                    buffer.copy_(copy)
+        for one in restore:
+            one()
+
+
+def _random_states(model: nn.Module) -> Callable[[], None]:
+    """Return what puts the generators back where they are now."""
+    host, python, numbers = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = {
+        parameter.device for parameter in model.parameters() if parameter.device.type != "cpu"
+    }
+    states = {
+        device: torch.get_device_module(device).get_rng_state(device)
+        for device in devices
+        if device.type != "meta"
+    }
+
+    def restore() -> None:
+        torch.set_rng_state(host)
+        random.setstate(python)
+        np.random.set_state(numbers)  # noqa: NPY002
+        for device, state in states.items():
+            torch.get_device_module(device).set_rng_state(state, device)
+
+    return restore

@@ -1,0 +1,80 @@
+"""The tap: the only place that joins what watches a PyTorch model into what a recorder expects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from filmstrip.capture._seams import Site, Watcher
+from filmstrip.capture._settings import Settings
+from filmstrip.capture.pytorch._backward import OptimizerLike, OptimizerTaps
+from filmstrip.capture.pytorch._clock import Clock, StepLike
+from filmstrip.capture.pytorch._forward import ForwardTaps
+from filmstrip.capture.pytorch._model import Selection
+from filmstrip.capture.pytorch._probe import Probe
+
+
+class TorchTap:
+    """Watches a model and its optimizers.
+
+    Parameters
+    ----------
+    selection : Selection
+        What of the model is watched.
+    optimizers : sequence of Optimizer
+        The step ends when the last of them has stepped.
+    settings : Settings
+        Kinds, phases, samples, micro-batches.
+    step : int, callable or None
+        See `Clock`.
+    probe : Probe, optional
+        Gives the frames of activations.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        optimizers: Sequence[OptimizerLike],
+        *,
+        settings: Settings,
+        step: StepLike,
+        probe: Probe | None = None,
+    ) -> None:
+        self._step = step
+        self._dry = settings.dry_run
+        self.forward = ForwardTaps(
+            selection.root,
+            selection.layers,
+            phases=settings.phases,
+            every_pass=settings.micro_batches == "all",
+            samples=settings.samples,
+            probe=probe,
+        )
+        self.optimizer = OptimizerTaps(optimizers, selection.variables, kinds=settings.kinds)
+
+    def sites(self) -> Sequence[Site]:
+        """Return the sites of weights and gradients; those of activations come with the survey."""
+        return self.optimizer.sites()
+
+    def install(self, recorder: Watcher[torch.Tensor]) -> None:
+        """Register all hooks and begin the first step."""
+        self.clock = Clock(recorder, self._step)
+        self.forward.install(recorder, self.clock)
+        self.optimizer.install(recorder, self.clock)
+        self.optimizer.before = self.forward.probe
+        self.optimizer.after = self.forward.reset
+        if self._dry:
+
+            def survey() -> None:
+                self.forward.probe()
+                self.optimizer.survey()
+                recorder.end()
+
+            self.forward.passed = survey
+        self.clock.start()
+
+    def remove(self) -> None:
+        """Take all hooks away."""
+        self.forward.remove()
+        self.optimizer.remove()

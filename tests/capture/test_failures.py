@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from capture.training import Batches, Trained
+from torch import nn
+
+from filmstrip.capture import CaptureError
+from filmstrip.capture.pytorch import Capture
+from filmstrip.store import open_run
+
+
+def test_a_failing_write_does_not_stop_training_and_is_raised_at_close(
+    run: str, trained: Callable[[], Trained], batches: Batches, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, captured = trained(), trained()
+    torch.manual_seed(1)
+    plain.run(batches(6))
+    capture = Capture(captured.model, captured.optimizer, run, every=1, on_pressure="block")
+
+    def lose_the_run(loss: torch.Tensor) -> None:
+        if len(captured.losses) == 3:
+            shutil.rmtree(Path(run) / "weights")
+            (Path(run) / "weights").write_text("in the way")
+
+    torch.manual_seed(1)
+    with caplog.at_level(logging.ERROR, "filmstrip"):
+        captured.run(batches(6), lose_the_run)
+        with pytest.raises(CaptureError, match="lost something"):
+            capture.close()
+
+    assert all(map(torch.equal, captured.losses, plain.losses))
+    assert len(caplog.records) <= 2
+    capture.close()
+
+
+def test_a_full_disk_ends_capture_and_not_training(
+    run: str,
+    trained: Callable[[], Trained],
+    batches: Batches,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    training = trained()
+    capture = Capture(training.model, training.optimizer, run, every=1, on_pressure="block")
+    real, full = os.pwrite, [False]
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        if full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, data, offset)
+
+    def pwritev(descriptor: int, buffers: list[bytes], offset: int) -> int:
+        if full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real_v(descriptor, buffers, offset)
+
+    real_v = os.pwritev
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwritev", pwritev)
+
+    def fill(loss: torch.Tensor) -> None:
+        full[0] = len(training.losses) >= 3
+
+    training.run(batches(8), fill)
+    full[0] = False
+    with pytest.raises(CaptureError, match="No space left on device"):
+        capture.close()
+
+    assert len(training.losses) == 8
+    steps = open_run(run).steps("weights").tolist()
+    assert steps == list(range(len(steps)))
+    assert 1 <= len(steps) < 8
+    assert sum("No space left" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_an_exception_in_a_tap_is_counted_and_never_reaches_training(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd(torch.Tensor):
+        """A tensor that cannot be looked at."""
+
+        @classmethod
+        def __torch_function__(
+            cls, func: object, types: object, args: object = (), kwargs: object = None
+        ) -> object:
+            if func is torch.Tensor.detach:
+                raise RuntimeError("look away")
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+
+    class Maker(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.as_subclass(Odd)
+
+    class Plain(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.as_subclass(torch.Tensor)
+
+    model = nn.Sequential(nn.Linear(3, 1), Maker(), Plain())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    capture = Capture(model, optimizer, run, every=1)
+    for _ in range(3):
+        model(torch.ones(2, 3)).sum().backward()
+        optimizer.step()
+    with pytest.raises(CaptureError, match="3 exceptions in taps; first cause: look away"):
+        capture.close()
+
+    opened = open_run(run)
+    assert (
+        opened.activations["0"].steps.tolist()
+        == opened.activations["2"].steps.tolist()
+        == [0, 1, 2]
+    )
+    assert caplog.text.count("training goes on") == 1
+
+
+def test_frames_end_at_max_run_bytes_and_statistics_go_on(
+    run: str, trained: Callable[[], Trained], batches: Batches, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = trained()
+    with Capture(training.model, training.optimizer, f"{run}-small", every=1):
+        training.run(batches(1))
+    limit = open_run(f"{run}-small").status().bytes + 200_000
+    with Capture(training.model, training.optimizer, run, every=1, max_run_bytes=limit):
+        training.run(batches(12))
+
+    opened = open_run(run)
+    assert 1 <= len(opened.steps("weights")) < 12
+    assert opened.statistics("weights").steps.tolist() == list(range(12))
+    assert caplog.text.count("frames end here") == 1
+    assert "ended early" in caplog.text
+
+
+def test_frames_end_when_the_disk_is_nearly_full(
+    run: str, trained: Callable[[], Trained], batches: Batches, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = trained()
+    with Capture(training.model, training.optimizer, run, every=1, min_free="99.9999%"):
+        training.run(batches(3))
+
+    opened = open_run(run)
+    assert opened.steps("weights").tolist() == []
+    assert opened.statistics("weights").steps.tolist() == [0, 1, 2]
+    assert "are free" in caplog.text
+
+
+def test_steps_that_cost_too_much_are_left_out_and_counted(
+    run: str, trained: Callable[[], Trained], batches: Batches, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = trained()
+    with Capture(training.model, training.optimizer, run, every=1, max_overhead=1e-6):
+        training.run(batches(5))
+
+    opened = open_run(run)
+    assert opened.steps("weights").tolist() == [0, 1]
+    assert opened.scalars == {}
+    assert "3 due steps left out to stay under max_overhead" in caplog.text
+    assert opened.steps("health").tolist() == [0, 1, 2, 3, 4]
+
+
+def test_under_pressure_steps_are_dropped_and_counted_when_so_asked(
+    run: str,
+    trained: Callable[[], Trained],
+    batches: Batches,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    held = threading.Event()
+    real = os.pwritev
+
+    def pwritev(descriptor: int, buffers: list[bytes], offset: int) -> int:
+        held.wait(10)
+        return real(descriptor, buffers, offset)
+
+    training = trained()
+    with Capture(training.model, training.optimizer, run, every=1, on_pressure="drop"):
+        monkeypatch.setattr(os, "pwritev", pwritev)
+        training.run(batches(6))
+        held.set()
+
+    kept = open_run(run).steps("weights").tolist()
+    assert kept[:2] == [0, 1]
+    assert len(kept) < 6
+    assert f"{6 - len(kept)} due steps dropped" in caplog.text
+    assert open_run(run).steps("health").tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_exception_in_the_loop_is_not_hidden_by_one_of_capture(
+    run: str, trained: Callable[[], Trained], batches: Batches
+) -> None:
+    training = trained()
+    bad = torch.ones(1)  # no model of images takes it
+
+    def stumble() -> None:
+        with Capture(training.model, training.optimizer, run, every=1, probe=bad):
+            training.run(batches(2))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stumble()
+
+    assert open_run(run).steps("weights").tolist() == [0, 1]
+
+
+SCRIPT = """
+import os, sys, torch
+from torch import nn
+from filmstrip.capture.pytorch import Capture
+model = nn.Linear(3, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+capture = Capture(model, optimizer, sys.argv[1], every=1)
+for step in range(5):
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    capture.log(step=step)
+if child := os.fork():
+    os.waitpid(child, 0)
+    raise SystemExit(3)
+capture.close()
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_script_that_forks_and_never_closes_loses_nothing(run: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, run],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+    assert done.returncode == 3, done.stderr
+    assert open_run(run).steps("weights").tolist() == [0, 1, 2, 3, 4]
+    assert open_run(run).status().state == "finished"

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import copy
+import io
+import socket
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from filmstrip.capture.pytorch import Capture
+from filmstrip.store import open_run
+
+
+def train(
+    model: nn.Module, *inputs: torch.Tensor, run: str, steps: int = 2, **keywords: object
+) -> None:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    with Capture(model, optimizer, run, every=1, **keywords):  # type: ignore[arg-type]
+        for _ in range(steps):
+            optimizer.zero_grad()
+            output = model(*inputs)
+            output.sum().backward()
+            optimizer.step()
+
+
+class Twice(nn.Module):
+    """Calls one module twice, and has an LSTM and a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(4, 4)
+        self.lstm = nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output, _ = self.lstm(self.shared(self.shared(x)))
+        return output  # type: ignore[no-any-return]
+
+
+def test_further_calls_and_parts_of_outputs_have_names_of_their_own(run: str) -> None:
+    torch.manual_seed(0)
+    train(Twice(), torch.ones(2, 3, 4), run=run)
+
+    opened = open_run(run)
+    assert opened.layers("activations") == ["shared", "shared#1", "lstm.0", "lstm.1.0", "lstm.1.1"]
+    weight, bias = (opened.weights[f"shared.{name}"].frame(1) for name in ("weight", "bias"))
+    first, second = (opened.activations[name].frame(1) for name in ("shared", "shared#1"))
+    np.testing.assert_allclose(second, first @ weight.T + bias, rtol=1e-5)
+
+
+def test_a_wildcard_takes_leaves_and_a_container_only_by_its_exact_name(run: str) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), nn.Linear(3, 1))
+    train(model, torch.ones(2, 3), run=run, layers=["0", "0.*"], kinds=["activations", "weights"])
+
+    opened = open_run(run)
+    assert set(opened.layers("activations")) == {"0", "0.0", "0.1"}
+    assert opened.layers("weights") == ["0.0.weight", "0.0.bias"]
+
+
+def test_a_pattern_matches_a_parameter_by_its_path_or_its_modules(run: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    train(model, torch.ones(2, 3), run=run, layers=["*.bias", "1"], exclude="1.bias")
+
+    opened = open_run(run)
+    assert opened.layers("weights") == ["0.bias", "1.weight"]
+    assert opened.layers("activations") == ["1"]
+
+
+def test_a_regular_expression_selects_layers(run: str) -> None:
+    train(
+        nn.Sequential(*[nn.Linear(3, 3) for _ in range(4)]),
+        torch.ones(2, 3),
+        run=run,
+        layers="re:[13]",
+    )
+
+    assert open_run(run).layers("activations") == ["1", "3"]
+
+
+class Tied(nn.Module):
+    """Shares one matrix between an embedding and the output, as language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(x))  # type: ignore[no-any-return]
+
+
+def test_tied_weights_are_kept_once_with_the_other_name_beside_it(run: str) -> None:
+    train(Tied(), torch.tensor([[0, 1], [2, 3]]), run=run)
+
+    opened = open_run(run)
+    assert opened.layers("weights") == ["embed.weight"]
+    assert opened.weights["embed.weight"].attributes["aliases"] == ["head.weight"]
+
+
+def test_a_frozen_parameter_has_weights_and_no_gradients(run: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    model[0].weight.requires_grad_(False)
+    train(model, torch.ones(2, 3), run=run)
+
+    opened = open_run(run)
+    assert "0.weight" in opened.layers("weights")
+    assert "0.weight" not in opened.layers("gradients")
+
+
+def test_a_parameter_without_a_gradient_has_no_frame_in_that_row(run: str) -> None:
+    used, unused = nn.Linear(3, 1), nn.Linear(3, 1)
+    model = nn.ModuleList([used, unused])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Capture(model, optimizer, run, every=1):
+        for step in range(3):
+            optimizer.zero_grad()
+            (used if step != 1 else unused)(torch.ones(2, 3)).sum().backward()
+            optimizer.step()
+
+    opened = open_run(run)
+    assert opened.gradients["0.weight"].steps.tolist() == [0, 2]
+    assert opened.gradients["1.weight"].steps.tolist() == [1]
+    assert opened.weights["1.weight"].steps.tolist() == [0, 1, 2]
+    assert np.isnan(opened.statistics("gradients")["1.weight", "l2"].values).tolist() in (
+        [True, False, True],
+        [False],
+    )
+
+
+def test_sparse_gradients_are_skipped_with_one_line(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Embedding(5, 4, sparse=True)
+    train(model, torch.tensor([0, 1]), run=run, steps=3)
+
+    assert caplog.text.count("torch.sparse_coo") == 1
+    assert open_run(run).steps("weights").tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputation_under_checkpointing_is_not_taken_again(run: str, reentrant: bool) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return checkpoint(self.block, x, use_reentrant=reentrant)  # type: ignore[no-any-return]
+
+    train(Checkpointed(), torch.ones(2, 3, requires_grad=True), run=run)
+
+    assert open_run(run).layers("activations") == ["block.0", "block.1"]
+
+
+def test_an_evaluation_between_steps_is_not_taken(run: str) -> None:
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Capture(model, optimizer, run, every=1):
+        for step in range(3):
+            model.eval()
+            model(torch.full((7, 3), 9.0))
+            model.train()
+            model(torch.full((2, 3), float(step))).sum().backward()
+            optimizer.step()
+
+    counts = open_run(run).statistics("activations")
+    assert counts[counts.layers[0], "count"].values.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_the_first_micro_batch_is_kept_or_all_of_them(run: str) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    for which, layers in (("first", 1), ("all", 3)):
+        with Capture(model, optimizer, f"{run}-{which}", every=1, micro_batches=which):
+            for _ in range(2):
+                optimizer.zero_grad()
+                for micro in range(3):
+                    model(torch.full((2, 1), float(micro))).sum().backward()
+                optimizer.step()
+        opened = open_run(f"{run}-{which}")
+        assert len(opened.layers("activations")) == layers
+        assert opened.statistics("gradients")["weight", "sum"].values.tolist() == [6.0, 6.0]
+        first = opened.activations[opened.layers("activations")[0]]
+        assert first.frame(1).tolist() == [[0.0]]
+
+
+def test_distributed_data_parallel_is_looked_through(run: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1
+    )
+    try:
+        model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(3, 2)))
+        train(model, torch.ones(4, 3), run=run)
+    finally:
+        torch.distributed.destroy_process_group()
+
+    opened = open_run(run)
+    assert opened.layers("weights") == ["0.weight", "0.bias"]
+    assert opened.layers("activations") == ["0"]
+
+
+def test_a_copy_of_the_model_is_not_taken_for_it_and_a_watched_model_can_be_saved(run: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Capture(model, optimizer, run, every=1):
+        for _ in range(2):
+            average = copy.deepcopy(model)
+            average(torch.full((7, 3), 9.0))
+            model(torch.ones(2, 3)).sum().backward()
+            average(torch.full((7, 3), 9.0))
+            optimizer.step()
+        saved = io.BytesIO()
+        torch.save(model, saved)
+
+    assert open_run(run).layers("activations") == ["0"]
+    assert open_run(run).statistics("activations")["0", "count"].values.tolist() == [2.0, 2.0]
+    saved.seek(0)
+    loaded = torch.load(saved, weights_only=False)
+    assert torch.equal(loaded(torch.ones(2, 3)), model(torch.ones(2, 3)))
+
+
+def test_hooks_are_gone_after_close(run: str) -> None:
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Capture(model, optimizer, run).close()
+
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
