@@ -1,10 +1,11 @@
-"""How long ``filmstrip --help`` takes, beside a typer app that does nothing: ``scripts/bench cli``."""
+"""Time ``filmstrip --help`` beside a typer app that does nothing: ``scripts/bench cli``."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from measure import Figure, interleaved, report
@@ -31,7 +32,7 @@ def main() -> int:
         def run(name: str) -> None:
             subprocess.run(commands[name], check=True, stdout=subprocess.DEVNULL)
 
-        least = interleaved({name: lambda name=name: run(name) for name in commands}, 15)
+        least = interleaved({name: partial(run, name) for name in commands}, 15)
     ratio = least["filmstrip"] / least["empty"]
     return report("command line", [Figure("filmstrip --help, of an empty app", ratio, goal=1.5)])
 

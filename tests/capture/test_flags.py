@@ -118,7 +118,7 @@ def test_the_environment_alone_turns_capture_on_and_off(
         (("--capture-kinds", "activation"), "it may hold 'activations'"),
         (("--capture-max-run-bytes", "64XB"), "is not a size"),
         (("--capture-metadata", "seed"), "not NAME=VALUE"),
-        (("--capture-evry", "3"), "unrecognized arguments"),
+        (("--capture-often", "3"), "unrecognized arguments"),
     ],
 )
 def test_a_bad_flag_is_a_usage_error_of_the_script(
@@ -139,8 +139,8 @@ def test_a_bad_plan_file_is_refused_at_attach(run: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_default_in_the_code_is_a_type_error(run: str) -> None:
-    with pytest.raises(TypeError, match="evry"):
-        capture_from_arguments(parse("--capture", run), *line(), evry=3)
+    with pytest.raises(TypeError, match="ever"):
+        capture_from_arguments(parse("--capture", run), *line(), ever=3)
 
 
 def test_a_dry_run_prints_the_layers_and_writes_nothing(

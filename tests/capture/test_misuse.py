@@ -23,10 +23,10 @@ def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
         ("every", -1, "every=-1"),
         ("kinds", ["activation"], "it may hold 'activations', 'weights', 'gradients'"),
         ("layers", "3", "no layer matches '3'; nearest: 0, 1, 2"),
-        ("layers", ["0", "2.wieght"], r"no layer matches '2\.wieght'; nearest: 2\.weight"),
+        ("layers", ["0", "2.weigh"], r"no layer matches '2\.weigh'; nearest: 2\.weight"),
         ("samples", 0, "samples=0"),
         ("max_run_bytes", "64XB", "max_run_bytes='64XB' is not a size"),
-        ("plan", {"evry": 1}, "did you mean 'every'"),
+        ("plan", {"ever": 1}, "did you mean 'every'"),
         ("phases", ("train", "eval"), "choose"),
         ("step", -1, "step=-1 is not a step"),
         ("step", 1.5, "step=1.5 is not a step"),
@@ -47,8 +47,8 @@ def test_a_bad_keyword_is_refused_at_attach_and_nothing_is_created(
 
 
 def test_an_unknown_keyword_is_a_type_error(run: str) -> None:
-    with pytest.raises(TypeError, match="evry"):
-        Capture(*model_and_optimizer(), run, evry=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="ever"):
+        Capture(*model_and_optimizer(), run, ever=3)  # type: ignore[call-arg]
 
 
 def test_a_run_that_exists_is_left_alone(run: str) -> None:

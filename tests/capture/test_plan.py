@@ -81,8 +81,8 @@ def test_a_plan_refuses_the_same_values_when_it_is_built_in_python() -> None:
 
 
 def test_an_unknown_keyword_names_the_nearest_known_one() -> None:
-    with pytest.raises(PlanError, match="unknown keyword 'evry'; did you mean 'every'"):
-        Plan.read({"evry": 3})
+    with pytest.raises(PlanError, match="unknown keyword 'ever'; did you mean 'every'"):
+        Plan.read({"ever": 3})
 
 
 def test_a_plan_is_read_from_a_toml_file(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_plan_is_read_from_a_toml_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("every = ", "is not TOML"), ("evry = 1", "did you mean"), (None, "cannot be read")],
+    [("every = ", "is not TOML"), ("ever = 1", "did you mean"), (None, "cannot be read")],
 )
 def test_a_bad_plan_file_is_named(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "plan.toml"

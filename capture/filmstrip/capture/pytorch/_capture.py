@@ -85,10 +85,8 @@ class Capture:
         What to do with a run that is there. ``"auto"`` resumes when `step` is an int above 0.
     dtype : str, optional
         dtype of floating frames.
-    compression : str, optional
-        ``"zstd"``, ``"lz4"`` or ``"none"``.
-    fsync : bool
-        Whether a commit must survive a loss of power.
+    compression, fsync : str, optional; bool
+        ``"zstd"``, ``"lz4"`` or ``"none"``; whether a commit must survive a loss of power.
     metadata : mapping, optional
         Kept with the run.
     plan : Plan, mapping or path of a TOML file, optional
