@@ -28,6 +28,11 @@ def path(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     }
     writer = run.writer("activations", spec)
     statistics = run.statistics_writer("activations", list(spec))
+    for kind in ("weights", "gradients"):  # so that groups of one parent are made apart
+        run.writer(kind, {"fc": FrameSpec((3,), "float32")}).append(
+            0, {"fc": FRAMES[0, 0, :, 0, 0]}
+        )
+        run.statistics_writer(kind, ["fc"]).append(0, summarize([1.0])[None])
     for step, frame in zip(STEPS.tolist(), FRAMES, strict=True):
         small = frame[0, :, 0, 0]
         writer.append(step, {"conv2d": frame, "conv2d_1": small})
@@ -52,7 +57,13 @@ def test_zarr_sees_the_committed_rows(path: Path) -> None:
     assert strip.shape == FRAMES.shape
     np.testing.assert_array_equal(strip[::37], FRAMES[::37])
     np.testing.assert_array_equal(np.asarray(group["activations/step"]), STEPS)
-    assert sorted(dict(group.groups())) == ["activations", "scalars", "statistics"]
+    assert sorted(dict(group.groups())) == [
+        "activations",
+        "gradients",
+        "scalars",
+        "statistics",
+        "weights",
+    ]
 
 
 def test_xarray_opens_a_kind(path: Path) -> None:

@@ -150,12 +150,12 @@ class Publisher:
 
     def publish_root(self) -> None:
         """Replace the root's zarr.json."""
-        members: dict[str, str] = {}
         parents = parent_groups(self.groups)
-        for parent in parents:
-            members[parent] = group_text({}, {})
+        members = {parent: group_text({}, {}) for parent in parents}
+        # Groups first, sorted: zarr-python loses children of a group that stand apart.
+        for name in sorted(self.groups):
+            members[name] = group_text(self.groups[name].attributes, {})
         for name, group in self.groups.items():
-            members[name] = group_text(group.attributes, {})
             members.update(group.members(f"{name}/"))
         for parent in parents:
             path = self.root / parent / METADATA
