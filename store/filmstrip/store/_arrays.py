@@ -88,8 +88,8 @@ class ArrayForm:
         return cls(dtype, shape, None, Codec("none", dtype.itemsize), rows)
 
     @classmethod
-    def of(cls, document: Json, path: Path) -> ArrayForm:
-        """Return the form that the metadata of the array at a path describes.
+    def of(cls, document: Json, where: object) -> ArrayForm:
+        """Return the form that an array's metadata describe; `where` it is stands in messages.
 
         Raises
         ------
@@ -109,7 +109,7 @@ class ArrayForm:
             codec = codec_from(inner["codecs"], dtype.itemsize)
             return cls(dtype, shape, Layout(shape, block, grid, rows), codec, rows)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise FormatError(str(path), f"its zarr.json is not understood ({error!r})") from error
+            raise FormatError(str(where), f"its zarr.json is not understood ({error!r})") from error
 
     def document(self, names: list[str], attributes: Json, *, fill: Any = None) -> Json:
         """Return the metadata of an array of this form, with no length yet."""

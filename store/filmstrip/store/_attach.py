@@ -17,6 +17,7 @@ from filmstrip.store._codec import COMPRESSIONS, Compression
 from filmstrip.store._lock import WriterLock
 from filmstrip.store._metadata import FORMAT, Json, group_text, run_attributes
 from filmstrip.store._names import LOCK, METADATA, RANKS
+from filmstrip.store._place import LocalPlace
 from filmstrip.store._publish import translated
 from filmstrip.store._recording import RunWriter
 from filmstrip.store._view import GroupView
@@ -147,10 +148,10 @@ def _attach(
         if not (path / METADATA).exists():
             return path, lock, fresh
         lock.release()  # somebody was faster, and has left already
-    attributes = run_attributes(path)
+    attributes = run_attributes(LocalPlace(path))
     if if_exists == "resume" or (if_exists == "auto" and first_step):
         lock = WriterLock(path)
-        return path, lock, run_attributes(path)
+        return path, lock, run_attributes(LocalPlace(path))
     if if_exists == "overwrite":
         return path, _emptied(path, fresh), fresh
     if if_exists == "new":
@@ -160,7 +161,7 @@ def _attach(
 
 def _taken(path: Path) -> bool:
     try:
-        run_attributes(path)
+        run_attributes(LocalPlace(path))
     except RunNotFoundError:
         return False
     except NotARunError:
@@ -199,5 +200,5 @@ def _last_step(path: Path, attributes: Json) -> int | None:
     last = []
     for name in attributes["groups"]:
         with contextlib.suppress(FormatError):  # a damaged group must not hide that a run is there
-            last += GroupView(path, name).steps()[-1:].tolist()
+            last += GroupView(LocalPlace(path), name).steps()[-1:].tolist()
     return max(last, default=None)

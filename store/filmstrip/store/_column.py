@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from filmstrip.store import _files
 from filmstrip.store._names import chunk_index, chunk_key
+from filmstrip.store._place import Place
 
 
 class Column:
@@ -94,12 +95,12 @@ class Column:
         self._chunk, self._file = -1, ""
 
 
-def read_steps(path: Path, rows_per_file: int) -> npt.NDArray[np.int64]:
+def read_steps(place: Place, rows_per_file: int) -> npt.NDArray[np.int64]:
     """Return the steps of all complete rows of a group.
 
     Parameters
     ----------
-    path : Path
+    place : Place
         Folder of its step column.
     rows_per_file : int
         Rows in a file.
@@ -112,9 +113,11 @@ def read_steps(path: Path, rows_per_file: int) -> npt.NDArray[np.int64]:
     found: list[npt.NDArray[np.int64]] = []
     while True:
         try:
-            steps = np.fromfile(path / chunk_key(len(found), 1), "<i8")
+            with (place / chunk_key(len(found), 1)).open() as blob:
+                raw = blob.read(0, rows_per_file * 8)
         except FileNotFoundError:
             break
+        steps = np.frombuffer(raw[: len(raw) // 8 * 8], "<i8")
         behind = np.flatnonzero(steps < 0)
         found.append(steps[: behind[0]] if behind.size else steps)
         if behind.size or len(steps) < rows_per_file:

@@ -21,6 +21,7 @@ from filmstrip.store._column import read_steps
 from filmstrip.store._layout import FIRST_CAPACITY
 from filmstrip.store._metadata import ArrayMetadata, Json, group_text, members_of, read_json
 from filmstrip.store._names import METADATA, SAMPLES, STEP, WALL_TIME
+from filmstrip.store._place import LocalPlace
 from filmstrip.store.errors import StoreWriteError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class GroupWriter:
         if attributes is not None:
             self._create()
         else:
-            self._reopen(read_json(self.path / METADATA) or {})
+            self._reopen(read_json(LocalPlace(self.path / METADATA)) or {})
 
     def _create(self) -> None:
         _files.remove_tree(self.path)  # what a killed start, or overwriting, left there
@@ -81,7 +82,7 @@ class GroupWriter:
 
     def _steps(self) -> npt.NDArray[np.int64]:
         form = ArrayForm.of(self.documents[STEP], self.path / STEP)
-        return read_steps(self.path / STEP, form.rows)
+        return read_steps(LocalPlace(self.path / STEP), form.rows)
 
     def _array(self, name: str, form: ArrayForm, document: Json) -> Array:
         metadata = ArrayMetadata.of(document)

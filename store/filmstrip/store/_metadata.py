@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from filmstrip.store._names import METADATA
+from filmstrip.store._place import LocalPlace, Place, checked_part
 from filmstrip.store.errors import FormatError, NotARunError, RunNotFoundError
 
 FORMAT = 1
@@ -105,18 +105,23 @@ def parent_groups(groups: Iterable[str]) -> list[str]:
     return sorted(parents - {""})
 
 
-def read_json(path: Path) -> Json | None:
-    """Return a JSON document, None when there is no file."""
-    try:
-        raw = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+def read_json(place: Place) -> Json | None:
+    """Return a JSON document, None when there is no file.
+
+    Raises
+    ------
+    FormatError
+        If it is not JSON, or too large.
+    """
+    raw = place.read()
+    if raw is None:
         return None
     try:
         document = json.loads(raw)
-    except ValueError as error:
-        raise FormatError(str(path), f"it is not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(str(place), f"it is not JSON ({error})") from error
     if not isinstance(document, dict):
-        raise FormatError(str(path), "it is not a JSON object")
+        raise FormatError(str(place), "it is not a JSON object")
     return document
 
 
@@ -125,29 +130,27 @@ class MetadataFile:
 
     Parameters
     ----------
-    path : Path
+    place : Place
         The file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stamp: tuple[int, int, int] | None = None
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._stamp: object | None = None
         self._document: Json | None = None
 
     def read(self) -> Json | None:
         """Return the document, the same object while the file is the same; None without a file."""
-        try:
-            status = self._path.stat()
-        except OSError:
+        stamp = self._place.stamp()
+        if stamp is None:
             return None
-        stamp = (status.st_ino, status.st_mtime_ns, status.st_size)  # replaced, never in place
         if stamp != self._stamp:
-            self._document = read_json(self._path)
+            self._document = read_json(self._place)
             self._stamp = stamp
         return self._document
 
 
-def members_of(document: Json, path: Path) -> tuple[Json, dict[str, Json]]:
+def members_of(document: Json, where: object) -> tuple[Json, dict[str, Json]]:
     """Return what a group's metadata says of it, and the metadata of its arrays.
 
     Raises
@@ -155,37 +158,60 @@ def members_of(document: Json, path: Path) -> tuple[Json, dict[str, Json]]:
     FormatError
         If it is not the metadata of a group of ours.
     """
-    try:
-        attributes = document["attributes"].get("filmstrip", {})
-        return attributes, document["consolidated_metadata"]["metadata"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise FormatError(str(path), f"its zarr.json lacks {error}") from error
+    described, consolidated = document.get("attributes"), document.get("consolidated_metadata")
+    attributes = described.get("filmstrip", {}) if isinstance(described, dict) else None
+    members = consolidated.get("metadata") if isinstance(consolidated, dict) else None
+    if not isinstance(attributes, dict) or not isinstance(members, dict):
+        raise FormatError(str(where), "its zarr.json is not that of a group of a run")
+    for name, member in members.items():
+        checked_part(name, where)
+        if not isinstance(member, dict) or not isinstance(member.get("attributes"), dict):
+            raise FormatError(str(where), f"its zarr.json does not describe {name!r}")
+        about = member["attributes"].get("filmstrip", {"layer": ""})
+        if not isinstance(about, dict) or not isinstance(about.get("layer"), str):
+            raise FormatError(str(where), f"its zarr.json does not say what {name!r} is")
+    return attributes, members
 
 
-def run_attributes(path: Path, file: MetadataFile | None = None) -> Json:
+def run_attributes(place: Place, file: MetadataFile | None = None) -> Json:
     """Return what a run's root says of it.
 
     Raises
     ------
     RunNotFoundError
-        If there is nothing at the path.
+        If there is nothing at the place.
     NotARunError
         If it is not a filmstrip run.
     FormatError
-        If a newer filmstrip wrote it.
+        If a newer filmstrip wrote it, or it is damaged.
     """
-    document = (file or MetadataFile(path / METADATA)).read()
+    document = (file or MetadataFile(place / METADATA)).read()
     if document is None:
-        if not path.exists():
-            raise RunNotFoundError(str(path))
-        reason = "it is a file" if path.is_file() else f"it has no {METADATA}"
-        raise NotARunError(str(path), reason)
+        if isinstance(place, LocalPlace) and place.exists():
+            reason = "it is a file" if place.path.is_file() else f"it has no {METADATA}"
+            raise NotARunError(str(place), reason)
+        raise RunNotFoundError(str(place))
     described = document.get("attributes")
     attributes = described.get("filmstrip") if isinstance(described, dict) else None
     if not isinstance(attributes, dict):
-        raise NotARunError(str(path), "it is a Zarr group of something else")
+        raise NotARunError(str(place), "it is a Zarr group of something else")
     version = attributes.get("format")
     if not isinstance(version, int) or version > FORMAT:
         reason = f"it has format {version}, this filmstrip reads up to {FORMAT}; upgrade it"
-        raise FormatError(str(path), reason)
+        raise FormatError(str(place), reason)
+    _check_root(place, attributes)
     return attributes
+
+
+def _check_root(place: Place, attributes: Json) -> None:
+    groups, attempts = attributes.get("groups"), attributes.get("attempts")
+    if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
+        raise FormatError(str(place), "its list of groups is damaged")
+    for group in groups:
+        for part in group.split("/"):
+            checked_part(part, place)
+    if not isinstance(attempts, list) or not all(isinstance(one, dict) for one in attempts):
+        raise FormatError(str(place), "its list of attempts is damaged")
+    world = attributes.get("world_size", 1)
+    if not isinstance(world, int) or not 1 <= world <= 1 << 20:
+        raise FormatError(str(place), f"its world_size is {world!r}")

@@ -7,9 +7,7 @@ file cut shorter meanwhile) is read again, with a fresh look at the file.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,11 +18,13 @@ from filmstrip.store._codec import ChecksumError
 from filmstrip.store._frame import fill_value
 from filmstrip.store._metadata import Json
 from filmstrip.store._names import chunk_key
+from filmstrip.store._place import Blob, LocalPlace, Place
 from filmstrip.store._shardlog import EMPTY, index_bytes, parse_index
 from filmstrip.store.errors import FormatError
 
 _TRIES = 4
 T = TypeVar("T")
+Entries = list[tuple[int, int]]
 Rows = npt.NDArray[np.int64]
 Index = Any
 """Whatever numpy takes as an index."""
@@ -35,15 +35,22 @@ class ArrayReader:
 
     Parameters
     ----------
-    path : Path
+    place : Place
         Folder of the array.
     document : dict
         Its metadata.
+
+    Raises
+    ------
+    FormatError
+        If the metadata describe no array of ours, or a link leads out of the run.
     """
 
-    def __init__(self, path: Path, document: Json) -> None:
-        self.form = ArrayForm.of(document, path)
-        self._path = path
+    def __init__(self, place: Place, document: Json) -> None:
+        self.form = ArrayForm.of(document, place)
+        if isinstance(place, LocalPlace):
+            place.check_inside()
+        self._place = place
         self._ndim = len(self.form.shape) + 1
 
     def present(self, rows: Rows) -> npt.NDArray[np.bool_]:
@@ -138,57 +145,54 @@ class ArrayReader:
     def _column(self, rows: Rows, index: Index = ()) -> npt.NDArray[Any]:
         out = np.empty((len(rows), *self.form.shape), self.form.dtype)
         for chunk, where in _by_file(rows, self.form.rows):
-            path = self._path / chunk_key(chunk, self._ndim)
+            place = self._place / chunk_key(chunk, self._ndim)
             local = rows[where] - chunk * self.form.rows
             try:
-                # Mapped: of a row that describes all layers, one layer's part is read.
-                shape = (self.form.rows, *self.form.shape)
-                stored = np.memmap(path, self.form.dtype, "r", shape=shape)
-                picked = (slice(None), *_tuple(index)) if _is_basic(index) else ()
-                out[where][picked] = stored[local[0] : local[-1] + 1][picked][local - local[0]]
+                with place.open() as blob:
+                    # Mapped: of a row that describes all layers, one layer's part is read.
+                    stored = blob.map(self.form.dtype, (self.form.rows, *self.form.shape))
+                    picked = (slice(None), *_tuple(index)) if _is_basic(index) else ()
+                    some = stored[local[0] : local[-1] + 1][picked]
+                    out[where][picked] = some[local - local[0]]
             except FileNotFoundError:
-                out[where] = np.frombuffer(self.form.absent(), self.form.dtype).reshape(
-                    self.form.shape
-                )
+                absent = np.frombuffer(self.form.absent(), self.form.dtype)
+                out[where] = absent.reshape(self.form.shape)
             except ValueError as error:
-                raise FormatError(str(path), "it is too short") from error
+                raise FormatError(str(place), "it is too short") from error
         return out
 
-    def _index(self, shard: int) -> list[tuple[int, int]] | None:
-        """Return the slots of a shard, None when there is no file."""
+    def _index(self, shard: int) -> Entries | None:
+        """Return offset and length of every slot of a shard, None when there is no file."""
         return self._retried(shard, self._read_index)
 
-    def _read_index(self, fd: int) -> list[tuple[int, int]]:
+    def _read_index(self, blob: Blob) -> Entries:
         assert self.form.layout is not None
-        length = index_bytes(self.form.layout.slots)
-        raw = os.pread(fd, length, max(0, os.fstat(fd).st_size - length))
+        length, size = index_bytes(self.form.layout.slots), blob.size
+        raw = blob.read(max(0, size - length), length)
         if len(raw) != length:
             raise ChecksumError
         return parse_index(raw)
 
-    def _retried(self, shard: int, read: Callable[[int], T]) -> T | None:
-        path = self._path / chunk_key(shard, self._ndim)
+    def _retried(self, shard: int, read: Callable[[Blob], T]) -> T | None:
+        place = self._place / chunk_key(shard, self._ndim)
         for _ in range(_TRIES):
             try:
-                fd = os.open(path, os.O_RDONLY)
+                with place.open() as blob:
+                    return read(blob)
             except FileNotFoundError:
                 return None
-            try:
-                return read(fd)
             except ChecksumError:
                 continue
-            finally:
-                os.close(fd)
-        raise FormatError(str(path), "a checksum does not fit")
+        raise FormatError(str(place), "a checksum does not fit")
 
     def _read_shard(
         self, shard: int, rows: Rows, box: Sequence[tuple[int, int]], out: npt.NDArray[Any]
     ) -> None:
-        def read(fd: int) -> bool:
-            entries = self._read_index(fd)
+        def read(blob: Blob) -> bool:
+            entries = self._read_index(blob)
             for number, row in enumerate(rows.tolist()):
                 # The ellipsis makes a view of a number, too.
-                self._read_row(fd, entries, row, box, out[number, ...])
+                self._read_row(blob, entries, row, box, out[number, ...])
             return True
 
         if self._retried(shard, read) is None:
@@ -196,8 +200,8 @@ class ArrayReader:
 
     def _read_row(
         self,
-        fd: int,
-        entries: list[tuple[int, int]],
+        blob: Blob,
+        entries: Entries,
         row: int,
         box: Sequence[tuple[int, int]],
         target: npt.NDArray[Any],
@@ -210,7 +214,7 @@ class ArrayReader:
             return
         if target.shape == layout.shard[1:]:  # whole blocks only: they are pieces of the flat frame
             for number, piece in enumerate(target.reshape(layout.blocks, -1)):
-                self._read_block(fd, entries[first + number], piece)
+                self._read_block(blob, entries[first + number], piece)
             return
         low = [start // length for (start, _), length in zip(box, layout.block, strict=True)]
         high = [-(-stop // length) for (_, stop), length in zip(box, layout.block, strict=True)]
@@ -219,7 +223,7 @@ class ArrayReader:
         block = np.empty(layout.block, self.form.dtype)
         for position in itertools.product(*map(range, low, high)):
             number = int(np.ravel_multi_index(position, layout.grid))
-            self._read_block(fd, entries[first + number], block)
+            self._read_block(blob, entries[first + number], block)
             corner = [(p - lo) * n for p, lo, n in zip(position, low, layout.block, strict=True)]
             region[tuple(slice(c, c + n) for c, n in zip(corner, layout.block, strict=True))] = (
                 block
@@ -230,9 +234,11 @@ class ArrayReader:
         ]
         target[...] = region[tuple(crop)]
 
-    def _read_block(self, fd: int, entry: tuple[int, int], out: npt.NDArray[Any]) -> None:
+    def _read_block(self, blob: Blob, entry: tuple[int, int], out: npt.NDArray[Any]) -> None:
         offset, length = entry
-        stored = os.pread(fd, length, offset)
+        if length > self.form.codec.bound(out.nbytes) or offset + length > blob.size:
+            raise ChecksumError
+        stored = blob.read(offset, length)
         if len(stored) != length:
             raise ChecksumError
         self.form.codec.decode(np.frombuffer(stored, np.uint8), out)

@@ -6,7 +6,6 @@ import html
 import os
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -24,13 +23,14 @@ from filmstrip.store._names import (
     canonical,
     statistics_group,
 )
+from filmstrip.store._place import Place, place_of
 from filmstrip.store._select import Selector, nearest_names, select
 from filmstrip.store._statistics import Statistics
 from filmstrip.store._status import Status, disk_bytes, state_of
 from filmstrip.store._strip import Strip
 from filmstrip.store._summary import derive
 from filmstrip.store._view import GroupView, Series
-from filmstrip.store.errors import FormatError, KindNotFoundError, LayerNotFoundError
+from filmstrip.store.errors import KindNotFoundError, LayerNotFoundError
 
 Steps = npt.NDArray[np.int64]
 
@@ -53,25 +53,30 @@ class Run:
 
     Attributes
     ----------
-    path : Path
+    place : Place
         Where it is.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self._views: dict[str, GroupView] = {}
-        self._file = MetadataFile(path / METADATA)
-        run_attributes(path, self._file)
+        self._file = MetadataFile(place / METADATA)
+        run_attributes(place, self._file)
+
+    @property
+    def path(self) -> str:
+        """Path or URL of the run."""
+        return str(self.place)
 
     @property
     def attributes(self) -> Json:
         """What the store says of the run."""
-        return run_attributes(self.path, self._file)
+        return run_attributes(self.place, self._file)
 
     @property
     def name(self) -> str:
         """Last part of the path."""
-        return self.path.resolve().name
+        return self.path.rstrip("/").rpartition("/")[2]
 
     @property
     def id(self) -> str:
@@ -101,9 +106,9 @@ class Run:
             If the run has no such group.
         """
         if group not in self.groups():
-            raise KindNotFoundError(str(self.path), group, self.kinds)
+            raise KindNotFoundError(self.path, group, self.kinds)
         if group not in self._views:
-            self._views[group] = GroupView(self.path, group)
+            self._views[group] = GroupView(self.place, group)
         return self._views[group]
 
     def group_steps(self, group: str) -> Steps:
@@ -143,7 +148,7 @@ class Run:
 
     def _frames(self, kind: str) -> GroupView:
         if kind not in FRAME_KINDS:
-            raise KindNotFoundError(str(self.path), kind, self.kinds)
+            raise KindNotFoundError(self.path, kind, self.kinds)
         return self.view(kind)
 
     def strip(self, kind: str, layer: str) -> Strip:
@@ -230,7 +235,7 @@ class Run:
             described = [
                 g.partition("/")[2] for g in self.groups() if g.startswith(f"{STATISTICS}/")
             ]
-            raise KindNotFoundError(str(self.path), f"statistics of {kind}", described)
+            raise KindNotFoundError(self.path, f"statistics of {kind}", described)
         return Statistics(self.view(statistics_group(kind)), kind)
 
     def nonfinite(self) -> NonFinite | None:
@@ -308,13 +313,13 @@ class Run:
             for name in ("dropped", "errors")
         }
         return Status(
-            path=str(self.path),
+            path=self.path,
             state=state_of(attributes["attempts"]),
             attempt=len(attributes["attempts"]),
             last_step=last_step,
             age=None if last_time is None else max(0.0, time.time() - last_time),
             steps=steps,
-            bytes=disk_bytes(self.path),
+            bytes=disk_bytes(self.place),
             **totals,
         )
 
@@ -341,7 +346,7 @@ class Run:
             for kind in self.kinds
         )
         head = "<tr><th>kind</th><th>layers</th><th>steps</th></tr>"
-        return f"<b>{html.escape(str(self.path))}</b><table>{head}{rows}</table>"
+        return f"<b>{html.escape(self.path)}</b><table>{head}{rows}</table>"
 
 
 def open_run(run: str | os.PathLike[str]) -> Run:
@@ -350,7 +355,8 @@ def open_run(run: str | os.PathLike[str]) -> Run:
     Parameters
     ----------
     run : str or path-like
-        Local path.
+        Local path, or a URL (``s3://``, ``gs://``, ``az://``, ``http://``, ``https://``), for which
+        the extra ``remote`` is needed.
 
     Returns
     -------
@@ -376,7 +382,4 @@ def open_run(run: str | os.PathLike[str]) -> Run:
     >>> open_run(f"{folder}/run.zarr").scalars["loss"].values
     array([0.5])
     """
-    location = os.fspath(run)
-    if "://" in location:
-        raise FormatError(location, "runs are read from a local path")
-    return Run(Path(location).absolute())
+    return Run(place_of(run))

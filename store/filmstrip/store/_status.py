@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from filmstrip.store._metadata import Json
+from filmstrip.store._place import LocalPlace, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Status:
         Committed steps by group.
     dropped, errors : int
         Captures dropped, and writes that failed.
-    bytes : int
-        On disk.
+    bytes : int or None
+        On disk; None for a run by URL.
     """
 
     path: str
@@ -43,7 +43,7 @@ class Status:
     steps: dict[str, int]
     dropped: int
     errors: int
-    bytes: int
+    bytes: int | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -65,13 +65,15 @@ def state_of(attempts: list[Json]) -> str:
     return "running"
 
 
-def disk_bytes(path: Path) -> int:
-    """Return the bytes that a folder takes on the disk; holes take none."""
+def disk_bytes(place: Place) -> int | None:
+    """Return the bytes that a folder takes on the disk, holes not counted; None for a URL."""
+    if not isinstance(place, LocalPlace):
+        return None
     total = 0
-    for folder, _, files in os.walk(path):
+    for folder, _, files in os.walk(place.path):
         for file in files:
             try:
-                total += os.stat(os.path.join(folder, file)).st_blocks * 512  # noqa: PTH116, PTH118
+                total += os.lstat(os.path.join(folder, file)).st_blocks * 512  # noqa: PTH118
             except FileNotFoundError:  # renamed meanwhile
                 continue
     return total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from filmstrip.store._column import read_steps
 from filmstrip.store._metadata import Json, MetadataFile, members_of
 from filmstrip.store._names import METADATA, SAMPLES, STEP, WALL_TIME
+from filmstrip.store._place import Place
 from filmstrip.store._reader import ArrayReader, Index
 from filmstrip.store.errors import FormatError
 
@@ -37,15 +37,15 @@ class GroupView:
 
     Parameters
     ----------
-    root : Path
+    root : Place
         The store.
     name : str
         Path of the group inside it.
     """
 
-    def __init__(self, root: Path, name: str) -> None:
-        self.name, self.path = name, root / name
-        self._file = MetadataFile(self.path / METADATA)
+    def __init__(self, root: Place, name: str) -> None:
+        self.name, self.place = name, root / name
+        self._file = MetadataFile(self.place / METADATA)
         self._known: Json | None = None
         self._members: tuple[Json, dict[str, Json]] = ({}, {})
         self._layers: dict[str, str] = {}
@@ -54,9 +54,9 @@ class GroupView:
     def _refresh(self) -> tuple[Json, dict[str, Json]]:
         document = self._file.read()
         if document is None:
-            raise FormatError(str(self.path), "its zarr.json is missing")
+            raise FormatError(str(self.place), "its zarr.json is missing")
         if document is not self._known:
-            self._members = members_of(document, self.path)
+            self._members = members_of(document, self.place)
             self._layers = _in_order(self._members[1])
             self._readers = {}
             self._known = document
@@ -82,12 +82,12 @@ class GroupView:
         documents = self.documents
         reader = self._readers.get(name)
         if reader is None:
-            reader = self._readers[name] = ArrayReader(self.path / name, documents[name])
+            reader = self._readers[name] = ArrayReader(self.place / name, documents[name])
         return reader
 
     def steps(self) -> Steps:
         """Return the steps of all complete rows."""
-        return read_steps(self.path / STEP, self.reader(STEP).form.rows)
+        return read_steps(self.place / STEP, self.reader(STEP).form.rows)
 
     def rows(self, name: str) -> tuple[Steps, Steps]:
         """Return the steps at which an array holds something, and their rows."""
@@ -124,7 +124,7 @@ class GroupView:
                 return values
             rows = np.searchsorted(now, steps)
             rows = rows[rows < len(now)]
-        raise FormatError(str(self.path), "its steps were taken back meanwhile")
+        raise FormatError(str(self.place), "its steps were taken back meanwhile")
 
     def samples(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Return how many samples are valid in rows, 0 where that has no meaning."""

@@ -123,14 +123,14 @@ def info(run: RunArgument) -> None:
     for kind in opened.kinds:
         view = opened.view(kind)
         span = _span(view.steps().tolist())
-        table.add_row(f"[bold]{kind}[/]", "", "", "", span, _size(disk_bytes(view.path)))
+        table.add_row(f"[bold]{kind}[/]", "", "", "", span, _size(disk_bytes(view.place)))
         if kind == "scalars":
             for name, series in opened.scalars.items():
                 table.add_row(f"  {escape(name)}", "float64", "", "", str(len(series.steps)), "")
             continue
         for layer, array in view.layers().items():
             strip = opened.strip(kind, layer)
-            size = _size(disk_bytes(view.path / array))
+            size = _size(disk_bytes(view.place / array))
             steps, shape = str(len(strip.steps)), _shape(strip.shape)
             name = f"  {escape(layer) or '(the model)'}"
             table.add_row(name, strip.source_dtype, shape, strip.layout or "", steps, size)
@@ -138,7 +138,7 @@ def info(run: RunArgument) -> None:
         if group not in opened.kinds:
             view = opened.view(group)
             span = _span(view.steps().tolist())
-            table.add_row(f"[bold]{group}[/]", "", "", "", span, _size(disk_bytes(view.path)))
+            table.add_row(f"[bold]{group}[/]", "", "", "", span, _size(disk_bytes(view.place)))
     console.print(table)
 
 
@@ -148,7 +148,9 @@ def _span(steps: list[int]) -> str:
     return str(steps[0]) if len(steps) == 1 else f"{len(steps)}: {steps[0]} … {steps[-1]}"
 
 
-def _size(count: float) -> str:
+def _size(count: float | None) -> str:
+    if count is None:
+        return ""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"
