@@ -76,6 +76,29 @@ def test_exact_zeros_are_kept_apart_and_counted_once() -> None:
     assert counts.zero_share == 0.9
 
 
+@pytest.mark.parametrize("scale", ["linear", "symlog", "tensorboard"])
+@pytest.mark.parametrize("size", [1e-320, 1e-42, 1e-12, 1.0, 1e38, 1e300, 1.7e308])
+def test_edges_ascend_and_hold_everything_at_any_magnitude(scale: str, size: float) -> None:
+    x = np.array([-1.0, -0.3, 0.0, 1e-9, 0.5, 1.0]) * size
+    counts = counts_of_frames([x], [0], available=1)
+    edges = edges_between(float(counts.minimum[0]), float(counts.maximum[0]), 50, scale)
+
+    binned = density_counts(counts, edges, zeros=True)
+
+    assert (np.diff(edges) > 0).all()
+    assert binned.sum() == pytest.approx(6)
+
+
+def test_bins_of_tensorboard_are_a_tenth_wider_each() -> None:
+    edges = edges_between(-3.0, 5.0, 50, "tensorboard")
+
+    assert (edges[0], edges[-1]) == (-3.0, 5.0)
+    inside = edges[(edges > 1e-5) & (edges < 5.0)]
+    np.testing.assert_allclose(inside[1:] / inside[:-1], 1.1)
+    power = np.log(inside / 1e-12) / np.log(1.1)
+    np.testing.assert_allclose(power, np.rint(power), atol=1e-6)
+
+
 def test_values_that_are_not_finite_are_counted_apart() -> None:
     x = np.array([1.0, np.nan, np.inf, np.inf, -np.inf], np.float32)
 

@@ -18,12 +18,13 @@ from PIL import Image
 
 from filmstrip.render import OutputError, SpecError
 from filmstrip.render._batch import Batch, Job, divide
-from filmstrip.render._draw import draw_batch
+from filmstrip.render._draw import Drawn, draw_batch
 from filmstrip.render._driver import check_folder, drive, split
 from filmstrip.render._executors import available_cpus, threads
 from filmstrip.render._image import digest_of, write_atomically
+from filmstrip.render._manifest import Report, write_manifest
 from filmstrip.render._plan import curve_jobs, grid_jobs, histogram_jobs
-from filmstrip.render._source import RunSource
+from filmstrip.render._source import RunSource, open_sources
 from filmstrip.render._spec import (
     CurveSpec,
     GridSpec,
@@ -32,7 +33,7 @@ from filmstrip.render._spec import (
     file_name,
     folder_name,
 )
-from filmstrip.store import open_run
+from filmstrip.store import create_run, open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -265,6 +266,62 @@ def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
             check_folder(folder)
         assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_commands_that_begin_together_do_not_trip_over_each_other(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for future in [pool.submit(check_folder, tmp_path / "out") for _ in range(400)]:
+            future.result()
+
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_manifests_of_commands_that_end_together_are_joined(tmp_path: Path) -> None:
+    def end(i: int) -> None:
+        (tmp_path / f"{i}.png").touch()
+        job = Job(GridSpec(layer="a", step=i), f"{i}.png")
+        write_manifest(Report(str(tmp_path), drawn=[Drawn(job)]))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(end, range(60)))
+
+    assert len(json.loads((tmp_path / "manifest.json").read_text())["pictures"]) == 60
+
+
+def test_what_was_drawn_before_nothing_could_be_written_is_in_the_manifest(
+    run_path: Path, tmp_path: Path
+) -> None:
+    known, _ = jobs_of(run_path)
+    jobs = [job for job in known if "/relu1/" in job.path][:3]
+    (tmp_path / jobs[2].path).mkdir(parents=True)
+    serial = threads(1)
+
+    with pytest.raises(OutputError, match="cannot write"):
+        drive(jobs, [], runs=(str(run_path),), out=tmp_path, executor=serial, workers=1)
+
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert [entry["path"] for entry in manifest["pictures"]] == [job.path for job in jobs[:2]]
+
+
+def test_a_picture_of_several_jobs_of_one_batch_is_entered_though_a_later_one_cannot_be_written(
+    run_path: Path, tmp_path: Path
+) -> None:
+    jobs = tuple(job for job in jobs_of(run_path)[0] if "/relu1/" in job.path)[:3]
+    (tmp_path / jobs[1].path).mkdir(parents=True)
+
+    drawn = draw_batch(Batch((str(run_path),), str(tmp_path), jobs))
+
+    assert [(bool(one.digest), one.fatal) for one in drawn] == [(True, False), (False, True)]
+
+
+def test_runs_in_folders_of_their_own_are_told_apart(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        with create_run(tmp_path / name / "run.zarr") as run:
+            run.log(0, {"loss": 1.0})
+
+    sources = open_sources([str(tmp_path / name / "run.zarr") for name in ("first", "second")])
+
+    assert [source.name for source in sources] == ["first/run", "second/run"]
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import tracemalloc
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from itertools import cycle, product
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +18,17 @@ from PIL import Image
 
 from filmstrip import render
 from filmstrip.render import SourceError, SpecError
+from filmstrip.render._spec import BinScale, View
+from filmstrip.store import create_run, open_run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from filmstrip.store import Run
+
+
+VIEWS: Final = get_args(View)
+BIN_SCALES: Final = get_args(BinScale)
 
 
 def bytes_of(picture: render.Picture) -> npt.NDArray[np.uint8]:
@@ -287,11 +295,10 @@ def test_any_constant_is_drawn(fill: float, shape: tuple[int, ...]) -> None:
 
 
 def test_every_view_of_a_histogram_is_drawn_from_bits_and_from_frames(run: Run) -> None:
-    for strip in (run.activations["relu1"], run.gradients["fc.weight"]):
-        for view in ("single", "ridge", "heatmap"):
-            for scale in ("linear", "symlog"):
-                picture = render.histogram(strip, view=view, bin_scale=scale)
-                assert picture.to_image().width == 1400
+    stored, counted = run.activations["relu1"], run.gradients["fc.weight"]
+    for view, scale in product(VIEWS, BIN_SCALES):
+        strip = counted if scale == "symlog" else stored
+        assert render.histogram(strip, view=view, bin_scale=scale).to_image().width == 1400
 
 
 def test_a_histogram_of_nothing_finite_is_refused() -> None:
@@ -300,8 +307,58 @@ def test_a_histogram_of_nothing_finite_is_refused() -> None:
 
 
 def test_a_heat_map_of_one_step_and_of_one_value_is_drawn() -> None:
-    render.histogram(np.ones((1, 30)), view="heatmap").encode()
-    render.histogram(np.zeros((3, 30)), view="ridge").encode()
+    for view, scale in zip(VIEWS, cycle(BIN_SCALES), strict=False):
+        render.histogram(np.ones((1, 30)), view=view, bin_scale=scale).encode()
+        render.histogram(np.zeros((3, 30)), view=view, bin_scale=scale).encode()
+
+
+@pytest.mark.parametrize("size", [1e-320, 3e38, 1e300])
+def test_values_of_any_size_have_histograms_and_grids(size: float) -> None:
+    x = np.random.default_rng(0).uniform(-1, 1, size=(3, 12, 12)) * size
+
+    render.grid(x).encode()
+    for view, scale in zip(VIEWS, cycle(BIN_SCALES), strict=False):
+        render.histogram(x, view=view, bin_scale=scale).encode()
+
+
+def test_a_distribution_shows_the_nine_quantiles_of_the_values() -> None:
+    x = np.random.default_rng(0).normal(size=(4, 20_000))
+
+    axes = render.histogram(x, view="distribution").figure.axes[0]
+
+    (median,) = (line.get_ydata() for line in axes.lines)
+    np.testing.assert_allclose(np.asarray(median, float), np.median(x, axis=1), atol=0.01)
+    band = axes.collections[2].get_paths()[0].vertices  # between one standard deviation
+    assert np.asarray(band)[:, 1].min() == pytest.approx(-1, abs=0.05)
+    assert np.asarray(band)[:, 1].max() == pytest.approx(1, abs=0.05)
+
+
+def test_an_overlay_has_a_density_a_step_that_integrates_to_one() -> None:
+    x = np.random.default_rng(0).normal(size=(20, 5000))
+
+    axes = render.histogram(x, view="overlay").figure.axes[0]
+
+    curves = [line for line in axes.lines if np.size(line.get_xdata()) > 100]
+    assert len(curves) == 8
+    for line in curves:
+        area = np.trapezoid(np.asarray(line.get_ydata()), np.asarray(line.get_xdata()))
+        assert area == pytest.approx(1, abs=0.03)
+    assert {"step 0", "step 19"} <= {text.get_text() for text in axes.texts}
+
+
+def test_steps_are_chosen_in_python_as_channels_are(run: Run) -> None:
+    strip = run.activations["relu1"]
+
+    wanted = render.histogram(strip, "0,20", view="ridge").encode()
+
+    assert render.histogram(strip, [0, 20], view="ridge").encode() == wanted
+    assert render.grid(strip, channels=3).encode() == render.grid(strip, channels="3").encode()
+
+
+def test_ticks_over_steps_are_steps_that_there_are(run: Run) -> None:
+    for steps in ("0", "0,10", "all"):
+        axes = render.histogram(run.activations["fc"], steps, view="heatmap").figure.axes[0]
+        assert all(0 <= tick <= 40 for tick in axes.get_xticks())
 
 
 def test_smoothing_is_the_debiased_average() -> None:
@@ -324,6 +381,139 @@ def test_a_curve_that_has_nothing_to_show_is_refused() -> None:
         render.curve([1.0], smoothing=1.0)
 
 
+def test_points_that_no_line_would_show_have_marks() -> None:
+    y = np.arange(100.0)
+    y[[40, 42, 43]] = np.nan
+
+    (line,) = render.curve(y).figure.axes[0].lines
+
+    assert line.get_markevery() == [41]
+
+
+def test_curves_run_over_time_too(run: Run) -> None:
+    view = run.view("scalars")
+    rows = np.arange(len(view.steps()))
+    seconds = view.wall_times(rows) - view.wall_times(rows[:1])
+
+    axes = render.curve(run, "accuracy", axis="time").figure.axes[0]
+
+    np.testing.assert_allclose(np.asarray(axes.lines[0].get_xdata(), float), seconds)
+    assert axes.get_xlabel().startswith("time (")
+    assert render.curve(run.activations["fc"], axis="time").figure.axes[0].get_xlabel()
+    with pytest.raises(SpecError, match="only a run knows"):
+        render.curve([1.0, 2.0], axis="time")
+
+
+def test_steps_between_whole_numbers_are_kept() -> None:
+    axes = render.curve(([0.0, 0.25, 0.5], [1.0, 2.0, 3.0])).figure.axes[0]
+
+    assert np.asarray(axes.lines[0].get_xdata()).tolist() == [0.0, 0.25, 0.5]
+
+
+def test_labels_far_from_zero_say_how_far_they_are_from_the_first() -> None:
+    axes = render.curve(np.arange(5) + 1e9).figure.axes[0]
+
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["0", "1", "2", "3", "4"]
+    assert axes.get_ylabel() == "+ 1000000000"
+
+
+def test_a_logarithmic_axis_within_a_power_of_ten_has_ticks() -> None:
+    axes = render.curve([1.01, 1.02, 1.03], log=True).figure.axes[0]
+
+    assert len(axes.get_yticks()) >= 3
+
+
+def test_long_names_of_curves_differ_where_the_layers_do() -> None:
+    names = [f"encoder.layers.{i}.attention.output.dense.weight.and.more" for i in range(3)]
+
+    axes = render.curve({name: np.arange(3.0) + i for i, name in enumerate(names)}).figure.axes[0]
+
+    assert sorted(text.get_text() for text in axes.texts) == ["…0…", "…1…", "…2…"]
+
+
+def test_a_very_long_name_is_cut_at_once() -> None:
+    drawn = render.grid(np.ones((2, 3, 3)), title="n" * 300)
+
+    assert drawn.sheet is not None
+    assert "…" in drawn.sheet.labels[0].text
+
+
+def test_pictures_of_a_run_say_so_in_their_metadata(run: Run) -> None:
+    for picture in (render.curve(run), render.curve(run.activations["fc"])):
+        assert picture.metadata["filmstrip-run"] == run.id
+
+
+def test_names_with_control_characters_make_whole_files(tmp_path: Path) -> None:
+    with create_run(tmp_path / "run.zarr") as writer:
+        writer.log(0, {"a\x01b\x1f": 1.0})
+
+    picture = render.curve(open_run(tmp_path / "run.zarr"))
+
+    ElementTree.fromstring(picture.with_metadata({"Title": "a\x01\udc80"}).encode("svg"))
+    picture.with_metadata({"Title": "a\x01\udc80"}).to_image()
+    assert picture.encode("pdf").startswith(b"%PDF")
+
+
+def test_a_style_of_the_user_does_not_change_a_picture() -> None:
+    import matplotlib
+
+    x = np.random.default_rng(0).normal(size=(5, 40))
+    theirs: dict[Any, Any] = {
+        "text.usetex": True,
+        "path.sketch": (1, 100, 2),
+        "axes.grid": True,
+        "figure.autolayout": True,
+        "text.hinting": "none",
+    }
+
+    def draw() -> list[bytes]:
+        pictures = (render.curve(x[0]), render.histogram(x, view="heatmap"), render.grid(x))
+        return [one.encode(form) for one in pictures for form in ("png", "svg")]
+
+    plain = draw()
+    with matplotlib.rc_context(theirs):
+        assert draw() == plain
+        assert matplotlib.rcParams["text.usetex"]
+
+
+def test_picked_rows_and_units_keep_their_numbers_on_the_axes() -> None:
+    x = np.random.default_rng(0).normal(size=(40, 60)).astype(np.float32)
+
+    rows = render.grid(x, layout="OI", channels="20:30").figure.axes[-1]
+    units = render.grid(x, layout="NC", channels=[7]).figure.axes[-1]
+
+    assert next(label.get_text() for label in rows.get_yticklabels()) == "20"
+    assert [label.get_text() for label in units.get_xticklabels()] == ["7"]
+
+
+def test_a_picture_that_is_too_large_is_refused_before_it_takes_memory() -> None:
+    x = np.broadcast_to(np.float32(1), (4096, 300, 300))
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(SpecError, match="the picture would have"):
+            render.grid(x[:300], columns=1, downsample="none")
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_complex_curves_and_tensors_without_data_are_refused() -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.randn(3, 4, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+
+    plain = render.grid(x.abs(), title="Tensor").to_image().size
+
+    assert render.grid(x.conj()).to_image().size == plain
+    with pytest.raises(SpecError, match="cannot be read"):
+        render.grid(torch.empty(3, 3, device="meta"))
+    with pytest.raises(SpecError, match="real values"):
+        render.curve([1j, 2.0])
+    with pytest.raises(SpecError, match="finite steps"):
+        render.curve(([0.0, np.nan], [1.0, 2.0]))
+
+
 def test_forty_curves_are_drawn_and_told_apart() -> None:
     lines = {f"layer{i}.weight": np.arange(20.0) * i for i in range(1, 41)}
 
@@ -344,7 +534,7 @@ strip = run.activations["relu1"]
 for picture in (render.grid(strip), render.grid(run.weights["fc.weight"]), render.curve(run)):
     for form in ("png", "svg", "pdf"):
         picture.encode(form)
-for view in ("single", "ridge", "heatmap"):
+for view in ("single", "ridge", "overlay", "heatmap", "distribution"):
     render.histogram(strip, view=view).encode()
 assert "matplotlib.pyplot" not in sys.modules
 assert not any(name.split(".")[0] in {{"torch", "dask", "tkinter"}} for name in sys.modules)

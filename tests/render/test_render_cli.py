@@ -101,6 +101,86 @@ def test_a_dry_run_writes_nothing(run_path: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_a_dry_run_can_print_json(run_path: Path, tmp_path: Path) -> None:
+    call("grid", run_path, "fc", "-o", tmp_path)
+
+    result = call("grid", run_path, "fc", "relu1", "-o", tmp_path, "--dry-run", "--json")
+
+    states = {entry["path"]: entry["state"] for entry in json.loads(result.stdout)["pictures"]}
+    assert states == {
+        "activations/fc/grid-00000040.png": "kept",
+        "activations/relu1/grid-00000040.png": "planned",
+    }
+
+
+def test_a_layer_without_frames_does_not_keep_the_others_from_being_drawn(tmp_path: Path) -> None:
+    spec = FrameSpec((2, 3), "float32", layout="OI")
+    with create_run(tmp_path / "run.zarr") as run:
+        writer = run.writer("weights", {"used": spec, "never": spec})
+        writer.append(0, {"used": np.ones((2, 3), np.float32)})
+    command = ("grid", tmp_path / "run.zarr", "--kind", "weights", "-o", tmp_path / "out")
+
+    result, named = call(*command), call(*command, "never")
+
+    assert result.exit_code == 0, result.output
+    assert [p.parent.name for p in (tmp_path / "out").rglob("*.png")] == ["used"]
+    assert named.exit_code == 1
+    assert "never has no committed steps yet" in named.stderr
+
+
+def test_names_that_look_like_options_or_patterns_are_drawn_again_by_their_command(
+    tmp_path: Path,
+) -> None:
+    names = ("-dash", "a*b", "axb", "x[1]")
+    with create_run(tmp_path / "run.zarr") as run:
+        writer = run.writer("activations", dict.fromkeys(names, FrameSpec((2, 3), "float32")))
+        writer.append(0, {name: np.full((2, 3), len(name), np.float32) for name in names})
+    call("grid", tmp_path / "run.zarr", "-o", tmp_path / "out")
+
+    for path in (tmp_path / "out").rglob("*.png"):
+        again = shlex.split(Image.open(path).text["filmstrip-command"])[2:]  # type: ignore[attr-defined]
+        result = call(*again, "-o", tmp_path / "again" / path.parent.name)
+        assert result.exit_code == 0, result.output
+        (drawn,) = (tmp_path / "again" / path.parent.name).rglob("*.png")
+        assert drawn.read_bytes() == path.read_bytes()
+
+
+def test_a_long_choice_of_channels_makes_a_short_file_name(run_path: Path, tmp_path: Path) -> None:
+    for last in (1, 2):
+        many = ",".join(["0"] * 300 + [str(last)])
+        result = call("grid", run_path, "relu1", "--channels", many, "-o", tmp_path)
+        assert result.exit_code == 0, result.output
+
+    names = [path.name for path in tmp_path.rglob("*.png")]
+    assert len(names) == 2
+    assert all(len(name.encode()) <= 200 for name in names)
+
+
+def test_a_style_sheet_of_the_user_changes_nothing(run_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text(
+        "text.usetex: True\npath.sketch: 1, 100, 2\nfigure.autolayout: True\naxes.grid: True\n"
+        "xtick.direction: in\nxtick.top: True\nxtick.minor.visible: True\nlines.linestyle: --\n"
+        "savefig.bbox: tight\nsavefig.transparent: True\ntext.hinting: none\n"
+        "axes.labelpad: 30\nimage.origin: lower\n"
+    )
+    command = (sys.executable, "-W", "error", "-m", "filmstrip.render.cli")
+    for words in ("grid {} conv1 fc", "curve {} --format svg"):
+        done = subprocess.run(
+            [*command, *words.format(run_path).split(), "-o", str(tmp_path / "theirs")],
+            env=os.environ | {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        call(*words.format(run_path).split(), "-o", tmp_path / "ours")
+
+    for ours in [p for p in (tmp_path / "ours").rglob("*.*g") if p.is_file()]:
+        theirs = tmp_path / "theirs" / ours.relative_to(tmp_path / "ours")
+        assert theirs.read_bytes() == ours.read_bytes(), ours
+
+
 def test_json_is_the_only_thing_on_stdout_and_quiet_prints_nothing(
     run_path: Path, tmp_path: Path
 ) -> None:
@@ -119,9 +199,25 @@ def test_several_runs_are_compared_in_one_picture(
     write_run(other, (0, 5, 10))
 
     result = call("curve", run_path, other, "--name", "train/loss", "-o", tmp_path / "out")
+    alone = call("curve", run_path, "--name", "train/loss", "-o", tmp_path / "out")
+
+    assert result.exit_code == alone.exit_code == 0, result.output
+    names = {path.name for path in (tmp_path / "out/scalars/train.loss").iterdir()}
+    assert names == {"curve-vs-other.png", "curve.png"}
+
+
+def test_a_run_without_what_is_compared_is_left_out_and_named(
+    run_path: Path, tmp_path: Path
+) -> None:
+    with create_run(tmp_path / "bare.zarr") as run:
+        run.log(0, {"accuracy": 0.5})
+    words = ("--stat", "fc/l2", "--format", "svg", "-o", tmp_path / "out")
+
+    result = call("curve", run_path, tmp_path / "bare.zarr", *words)
 
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "out/scalars/train.loss/curve.png").is_file()
+    (path,) = (tmp_path / "out").rglob("*.svg")
+    assert "none in bare" in path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -138,11 +234,15 @@ def test_several_runs_are_compared_in_one_picture(
         ("grid {run} relu1 --samples 4", "no sample of relu1 4"),
         ("grid {run} -o {tmp}/file", "is a file"),
         ("grid {run} -o /proc/none", "cannot write into /proc/none"),
+        (f"grid {{run}} -o {'a' * 300}", "File name too long"),
         ("curve {run} --name los", "train/loss"),
         ("curve {run} --stat relu9/l2", "relu1"),
         ("curve {run} --stat relu1/l3", "l2"),
         ("curve {run} --stat fc.weight/l2 --kind gradients", "gradients"),
-        ("histogram {run} --view single --step 7", "nearest kept: 0 and 10"),
+        (
+            "histogram {run} --view single --step 7",
+            "no histogram at step 7; nearest kept: 0 and 10",
+        ),
         ("grid {empty}", "has no committed steps yet"),
         ("histogram {empty}", "has no committed steps yet"),
         ("curve {empty}", "has no scalars"),
@@ -180,7 +280,9 @@ def test_what_the_run_does_not_hold_is_one_line_and_exit_code_1(
         ("grid {run} -j 0", "--jobs"),
         ("grid {run} --force --keep", "exclude each other"),
         ("histogram {run} --bins 0", "--bins is 0"),
-        ("histogram {run} --view 3d", "single, ridge, heatmap"),
+        ("histogram {run} --view 3d", "single, ridge, overlay, heatmap, distribution"),
+        ("histogram {run} --bins 9 --bin-scale tensorboard", "--bins has no meaning"),
+        ("curve {run} --x epoch", "step, time"),
         ("curve {run} --stat l2", "LAYER/STAT"),
         ("curve {run} --smoothing 1", "below 1"),
         ("curve", "RUN"),
@@ -207,6 +309,17 @@ def test_a_scalar_name_from_a_user_stays_inside_the_output_folder(tmp_path: Path
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "run.zarr"]
     assert len(list(out.rglob("curve.png"))) == 3
+
+
+def test_names_that_share_a_folder_each_have_a_picture(tmp_path: Path) -> None:
+    with create_run(tmp_path / "run.zarr") as run:
+        run.log(0, {"train/loss": 1.0, "train.loss": 2.0})
+
+    for expected in ("drew 2", "drew 0"):
+        result = call("curve", tmp_path / "run.zarr", "-o", tmp_path / "out")
+        assert result.stdout.startswith(expected)
+
+    assert len(list((tmp_path / "out/scalars/train.loss").iterdir())) == 2
 
 
 def test_an_inherited_backend_that_cannot_be_loaded_does_no_harm(

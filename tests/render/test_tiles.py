@@ -84,7 +84,7 @@ def test_every_value_is_a_square_of_its_own_byte(
     assert (strips == BACKGROUND).sum() >= strips.size - used
 
 
-@given(count=st.integers(1, 3000), aspect=st.floats(0.1, 10))
+@given(count=st.integers(1, 3000), aspect=st.floats(1e-3, 1e3))
 def test_a_grid_has_a_place_for_every_tile_and_no_empty_row(count: int, aspect: float) -> None:
     rows, columns = shape_of_grid(count, aspect)
 
@@ -117,6 +117,13 @@ def test_the_ends_of_the_range_are_the_ends_of_the_colours_at_any_magnitude(
     values = np.array([-1.0, 0.0, 1.0]) * scale
 
     assert quantise(values, -scale, scale).tolist() == [0, LEVELS // 2, LEVELS - 1]
+
+
+def test_a_range_of_denormals_is_drawn_in_order_without_a_warning() -> None:
+    values = np.array([-1e-320, 0.0, 1e-320])
+
+    assert np.diff(quantise(values, -1e-320, 1e-320).astype(int)).min() >= 0
+    assert ticks(-1e-320, 1e-320)[0]
 
 
 def test_the_palette_keeps_text_and_bad_values_apart_from_the_colour_map() -> None:
@@ -153,6 +160,33 @@ def test_values_without_sign_start_at_zero_unless_all_are_large() -> None:
 
     assert (near.low, near.high) == (0.0, 4.0)
     assert (far.low, far.high) == (5.0, 6.0)
+
+
+@pytest.mark.parametrize(
+    ("vmin", "vmax", "x", "expected"),
+    [
+        (-2.0, None, [-1.0, 1.0], (-2.0, 2.0, True)),
+        (None, 2.0, [-1.0, 1.0], (-2.0, 2.0, True)),
+        (0.0, None, [-1.0, 1.0], (0.0, 1.0, False)),
+        (None, 0.0, [-1.0, 1.0], (-1.0, 0.0, False)),
+        (0.5, None, [-1.0, 1.0], (0.5, 1.0, False)),
+        (5.0, None, [0.0, 1.0], (5.0, 10.0, False)),
+        (None, -5.0, [0.0, 1.0], (-10.0, -5.0, False)),
+        (-1.0, 3.0, [-1.0, 1.0], (-1.0, 3.0, False)),
+    ],
+)
+def test_one_end_may_be_fixed_wherever_the_values_are(
+    vmin: float | None, vmax: float | None, x: list[float], expected: tuple[float, float, bool]
+) -> None:
+    scale = choose_scale(values_of(x), vmin=vmin, vmax=vmax)
+
+    assert (scale.low, scale.high, scale.diverging) == expected
+
+
+def test_values_near_the_largest_float_have_a_scale_without_a_warning() -> None:
+    scale = choose_scale(np.full((1, 1, 100, 200), -3e38, np.float32))
+
+    assert scale.high == pytest.approx(3e38)
 
 
 @pytest.mark.parametrize("x", [[0.0, 0.0], [3.0, 3.0], [-2.0, -2.0], [np.nan, np.inf]])

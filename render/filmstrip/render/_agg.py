@@ -1,17 +1,45 @@
-"""Agg: the only place that calls matplotlib's rasteriser, which publishes no types."""
+"""Agg: the only place that calls matplotlib's rasteriser, and that meets its global settings.
+
+The rasteriser publishes no types.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
 
-__all__ = ["figure_pixels", "text_coverage", "text_width"]
+__all__ = ["default_settings", "figure_pixels", "text_coverage", "text_width"]
+
+# Ids in an SVG are random without a salt.
+_OURS: Final[dict[Any, Any]] = {"svg.hashsalt": "filmstrip", "pdf.fonttype": 42}
+_lock = threading.RLock()
+
+
+@contextmanager
+def default_settings() -> Iterator[None]:
+    """Draw as matplotlib does by itself, whatever style sheet or ``matplotlibrc`` a user has.
+
+    Settings are global, hence the lock.
+    """
+    import matplotlib
+
+    with _lock:
+        settings = dict(dict.items(matplotlib.rcParamsDefault)) | _OURS
+        # Looking at the backend through the mapping would choose one, and import pyplot.
+        now = dict(dict.items(matplotlib.rcParams))
+        changed = {k: v for k, v in settings.items() if k != "backend" and now.get(k) != v}
+        with matplotlib.rc_context(changed):
+            yield
 
 
 def figure_pixels(figure: Figure) -> npt.NDArray[np.uint8]:

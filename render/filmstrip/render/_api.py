@@ -5,6 +5,7 @@ The only place that tells a strip from an array.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from filmstrip.render._array_source import ArraySource, as_array, as_real, lines_of
 from filmstrip.render._draw import describe
 from filmstrip.render._layout import arrange
+from filmstrip.render._picks import check_picks, pick_steps
 from filmstrip.render._source import RunSource
 from filmstrip.render._spec import CurveSpec, GridSpec, HistogramSpec
 from filmstrip.render._tiles import mosaic_of
@@ -22,11 +24,13 @@ from filmstrip.render.pictures import histogram as histograms
 from filmstrip.store import Run, Strip
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from filmstrip.render._image import Picture
     from filmstrip.render._scale import ScaleMode
-    from filmstrip.render._spec import BinScale, Spec, View
+    from filmstrip.render._spec import BinScale, Spec, View, XAxis
     from filmstrip.render._tiles import Downsample
 
 __all__ = ["curve", "grid", "histogram", "mosaic"]
@@ -38,7 +42,7 @@ def grid(
     *,
     sample: int | None = None,
     layout: str | None = None,
-    channels: str | slice | list[int] = "all",
+    channels: str | int | slice | Sequence[int] = "all",
     columns: int | None = None,
     padding: int = 4,
     vmin: float | None = None,
@@ -62,7 +66,7 @@ def grid(
     layout : str or None
         One letter an axis, such as NCHW, NHWC, OIHW, HWIO; None: as stored, or by the number
         of axes.
-    channels : str, slice or list of int
+    channels : str, int, slice or sequence of int
         Channels, or filters, to show.
     columns : int or None
         Tiles in one row; None: near-square.
@@ -118,12 +122,12 @@ def grid(
         dpi=dpi,
     )
     drawn = grids.draw(source, spec, title=title if title is not None else _title(strip, x))
-    return _described(drawn, spec, strip)
+    return _described(drawn, spec, None if strip is None else strip.run)
 
 
 def histogram(
     x: object,
-    step: int | str | None = None,
+    step: str | int | slice | Sequence[int] | None = None,
     *,
     view: View | None = None,
     bins: int | None = None,
@@ -137,15 +141,16 @@ def histogram(
     ----------
     x : Strip or array_like or tensor
         For the views over steps, an array's first axis are the steps.
-    step : int, str or None
-        Steps of a strip: a number (below 0 from the end), ``"all"`` or ``"0:5000:100"``; None:
-        all, or the last for a single one.
-    view : {"single", "ridge", "heatmap"} or None
+    step : str, int, slice, sequence of int or None
+        Steps of a strip: a number (below 0 from the end), some, ``"all"`` or ``"0:5000:100"``;
+        None: all, or the last for a single one.
+    view : {"single", "ridge", "overlay", "heatmap", "distribution"} or None
         None: ridge for a strip without a step, single otherwise.
     bins : int or None
         None: 50, 160 or 200 by view.
-    bin_scale : {"linear", "symlog"}
-        Equal widths, or equal widths of a logarithm with a linear middle.
+    bin_scale : {"linear", "symlog", "tensorboard"}
+        Equal widths; equal widths of a logarithm with a linear middle; or TensorBoard's bins,
+        each a tenth wider than the last.
     title : str or None
         None: the layer.
     dpi : float
@@ -170,12 +175,14 @@ def histogram(
     <Picture 1400×840 pixels>
     """
     strip, source = _source(x, None)
-    step = int(step) if isinstance(step, int | np.integer) else step
     if view is None:
-        view = "ridge" if strip is not None and not isinstance(step, int) else "single"
-    picks = str(step) if step is not None else ("-1" if view == "single" else "all")
+        one = isinstance(step, int | np.integer)
+        view = "ridge" if strip is not None and not one else "single"
+    default = "-1" if view == "single" else "all"
+    picks = check_picks(default if step is None else _picks(step), "step")
     if strip is not None and view == "single":
-        picks = str(_last(source, strip, picks, bins, dpi))
+        kept = RunSource(strip.run).histogram_steps(strip.kind, strip.layer)
+        picks = str(pick_steps(picks, kept, layer=strip.layer, what="histogram")[-1])
     spec = HistogramSpec(
         kind=strip.kind if strip is not None else "",
         layer=strip.layer if strip is not None else "",
@@ -186,7 +193,7 @@ def histogram(
         dpi=dpi,
     )
     drawn = histograms.draw(source, spec, title=title if title is not None else _title(strip, x))
-    return _described(drawn, spec, strip)
+    return _described(drawn, spec, None if strip is None else strip.run)
 
 
 def curve(
@@ -196,6 +203,7 @@ def curve(
     stat: str = "l2",
     smoothing: float = 0.0,
     log: bool = False,
+    axis: XAxis = "step",
     title: str | None = None,
     dpi: float = 200.0,
 ) -> Picture:
@@ -214,6 +222,8 @@ def curve(
         Weight of the past, at least 0 and below 1.
     log : bool
         Logarithmic value axis.
+    axis : {"step", "time"}
+        What runs to the right: steps, or the time since the first row, which a run knows.
     title : str or None
         None: the name.
     dpi : float
@@ -236,17 +246,19 @@ def curve(
     >>> render.curve({"train": [2.3, 1.1, 0.4], "test": [2.3, 1.4, 0.9]}, smoothing=0.5)
     <Picture 1400×840 pixels>
     """
+    spec = CurveSpec(name=name, smoothing=smoothing, log=log, x=axis, dpi=dpi)
     if isinstance(x, Strip):
-        spec = CurveSpec(
-            name=x.layer, stat=stat, kind=x.kind, smoothing=smoothing, log=log, dpi=dpi
-        )
-        lines = RunSource(x.run).series(spec)
-    else:
-        spec = CurveSpec(name=name, smoothing=smoothing, log=log, dpi=dpi)
-        lines = RunSource(x).series(spec) if isinstance(x, Run) else lines_of(x)
-        if title is None and not isinstance(x, Run):
+        spec = replace(spec, name=x.layer, stat=stat, kind=x.kind)
+    run = x.run if isinstance(x, Strip) else x if isinstance(x, Run) else None
+    if run is None:
+        if axis == "time":
+            raise SpecError("only a run knows the time of its steps; give times as x of a pair")
+        lines = lines_of(x)
+        if title is None:
             title = lines[0].label if len(lines) == 1 else ""
-    return curves.draw(lines, spec, title=title)
+        return _described(curves.draw(lines, spec, title=title), spec, None)
+    lines = RunSource(run).series(spec)
+    return _described(curves.draw(lines, spec, title=title), spec, run)
 
 
 def mosaic(
@@ -311,30 +323,24 @@ def _step(strip: Strip | None, step: int) -> int:
     return int(strip.steps[step])
 
 
-def _last(
-    source: RunSource | ArraySource, strip: Strip, picks: str, bins: int | None, dpi: float
-) -> int:
-    spec = HistogramSpec(
-        kind=strip.kind, layer=strip.layer, view="single", step=picks, bins=bins, dpi=dpi
-    )
-    return int(source.counts(spec).steps[-1])
-
-
 def _title(strip: Strip | None, x: object) -> str:
     if strip is not None:
         return strip.layer
     return type(x).__name__ if not isinstance(x, np.ndarray) else "array"
 
 
-def _picks(channels: str | slice | list[int]) -> str:
-    if isinstance(channels, slice):
-        parts = [channels.start, channels.stop, channels.step]
+def _picks(picks: str | int | slice | Sequence[int]) -> str:
+    """Write picks as on the command line."""
+    if isinstance(picks, slice):
+        parts = [picks.start, picks.stop, picks.step]
         words = ["" if part is None else str(part) for part in parts]
-        return ":".join(words if channels.step is not None else words[:2])
-    return channels if isinstance(channels, str) else ",".join(map(str, channels))
+        return ":".join(words if picks.step is not None else words[:2])
+    if isinstance(picks, str | int | np.integer):
+        return str(picks)
+    return ",".join(map(str, picks))
 
 
-def _described(picture: Picture, spec: Spec, strip: Strip | None) -> Picture:
-    if strip is None:
+def _described(picture: Picture, spec: Spec, run: Run | None) -> Picture:
+    if run is None:
         return picture.with_metadata({"Software": "filmstrip"})
-    return picture.with_metadata(describe(spec, (RunSource(strip.run),)))
+    return picture.with_metadata(describe(spec, (RunSource(run),)))

@@ -86,18 +86,28 @@ def as_array(x: object) -> npt.NDArray[Any]:
     dtype('float64')
     """
     if hasattr(x, "detach"):
-        tensor: Any = x.detach()
-        if getattr(tensor, "is_sparse", False):
-            tensor = tensor.to_dense()
-        tensor = tensor.cpu()
         try:
-            x = tensor.numpy()
-        except TypeError:  # bfloat16 and float8 have no counterpart in numpy
-            x = tensor.float().numpy()
+            x = _numpy_of(x.detach())
+        except RuntimeError as error:  # a tensor without data, or of a backend that keeps it
+            raise SpecError(f"this tensor cannot be read: {str(error).splitlines()[0]}") from error
     try:
-        return as_real(np.asarray(x))
+        array = np.asarray(x)
     except ValueError as error:
         raise SpecError(f"not an array of numbers: {error}") from error
+    return as_real(array)
+
+
+def _numpy_of(tensor: Any) -> object:
+    """Take a tensor's values without importing its library."""
+    if getattr(tensor, "is_sparse", False):
+        tensor = tensor.to_dense()
+    tensor = tensor.cpu()
+    if tensor.is_complex():
+        tensor = tensor.resolve_conj()
+    try:
+        return tensor.resolve_neg().numpy()
+    except TypeError:  # bfloat16 and float8 have no counterpart in numpy
+        return tensor.float().numpy()
 
 
 def as_real(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -143,4 +153,6 @@ def lines_of(x: object, label: str = "") -> list[Line]:
         raise SpecError(
             f"a curve needs one value for each step; got steps {steps.shape}, values {values.shape}"
         )
-    return [Line(label, steps.astype(np.int64), values.astype(np.float64))]
+    if np.iscomplexobj(values) or np.iscomplexobj(steps) or not np.isfinite(steps).all():
+        raise SpecError("a curve needs real values at finite steps")
+    return [Line(label, steps.astype(np.float64), values.astype(np.float64))]

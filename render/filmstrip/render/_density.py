@@ -9,6 +9,7 @@ Carlson 1980, https://doi.org/10.1137/0717021). Exact zeros are a point mass, ke
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,7 @@ _BESIDE: Final = (BINS - (len(bin_edges()) - 1)) // 2  # bins for NaN and infini
 _FINITE: Final = slice(_BESIDE, BINS - _BESIDE)
 _ZERO: Final = slice(2047, 2049)
 _LEAST: Final = 2.0**-20
+_NARROWEST: Final = 1e-44  # about the least float32; nothing less can be told apart
 _TINY: Final = 1e-42  # far less than the first bin beside zero
 
 
@@ -85,17 +87,21 @@ def edges_between(low: float, high: float, bins: int, scale: str) -> npt.NDArray
         Ends.
     bins : int
         Number of bins.
-    scale : {"linear", "symlog"}
+    scale : {"linear", "symlog", "tensorboard"}
         ``symlog``: linear around zero, logarithmic beyond a thousandth of the larger end.
+        ``tensorboard``: each edge a tenth farther from zero than the last, whatever ``bins``;
+        what is less than a millionth of the larger end shares a bin.
 
     Examples
     --------
     >>> edges_between(0.0, 1.0, 4, "linear").tolist()
     [0.0, 0.25, 0.5, 0.75, 1.0]
     """
-    if not low < high:
-        margin = abs(low) / 2 or 0.5
+    if high - low < _NARROWEST:
+        margin = abs(low) / 2 if abs(low) > _NARROWEST else 0.5
         low, high = low - margin, high + margin
+    if scale == "tensorboard":
+        return _tensorboard(low, high)
     if scale == "linear":
         return np.linspace(low, high, bins + 1)
     linear = max(abs(low), abs(high)) / 1000
@@ -103,6 +109,16 @@ def edges_between(low: float, high: float, bins: int, scale: str) -> npt.NDArray
     edges = np.asarray(np.sinh(np.linspace(first, last, bins + 1)) * linear, np.float64)
     edges[0], edges[-1] = low, high
     return edges
+
+
+def _tensorboard(low: float, high: float) -> npt.NDArray[np.float64]:
+    """Edges of TensorBoard's histograms, 1e-12 times powers of 1.1, between two ends."""
+    limit = max(abs(low), abs(high)) / 1e-12
+    last = math.ceil(math.log(limit, 1.1))
+    powers = 1e-12 * 1.1 ** np.arange(last - 145, last, dtype=np.float64)
+    edges = np.concatenate([-powers[::-1], powers])
+    inside = edges[(edges > low) & (edges < high)]
+    return np.concatenate([[low], inside, [high]])
 
 
 def density_counts(

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filmstrip.render._image import write_atomically
-from filmstrip.render._source import RunSource
+from filmstrip.render._source import open_sources
 from filmstrip.render._spec import CurveSpec, GridSpec, command, digest
 from filmstrip.render.errors import OutputError, RenderError
 from filmstrip.render.pictures import PICTURES
-from filmstrip.store import StoreError, open_run
+from filmstrip.store import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from filmstrip.render._batch import Batch, Job
+    from filmstrip.render._source import RunSource
     from filmstrip.render._spec import Spec
 
 __all__ = ["Drawn", "describe", "draw_batch"]
@@ -26,25 +27,35 @@ __all__ = ["Drawn", "describe", "draw_batch"]
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What became of one picture: its digest and seconds, or one line of why not."""
+    """What became of one picture: its digest and seconds, or one line of why not.
+
+    ``fatal`` is set where the others would fail as well: nothing can be written.
+    """
 
     job: Job
     digest: str = ""
     seconds: float = 0.0
     error: str = ""
+    fatal: bool = False
 
 
 def draw_batch(batch: Batch) -> list[Drawn]:
     """Draw the pictures of a batch, each into its own file.
 
     Opens the runs itself, so that a batch is small and another process can take it. A picture
-    that fails leaves no file and does not keep the others from being drawn.
+    that fails leaves no file and does not keep the others from being drawn, unless it is the
+    output folder that fails.
     """
     try:
-        sources = tuple(RunSource(open_run(path)) for path in batch.runs)
+        sources = open_sources(batch.runs)
     except StoreError as error:
         return [Drawn(job, error=str(error)) for job in batch.jobs]
-    return [_draw(job, sources, Path(batch.out)) for job in batch.jobs]
+    results: list[Drawn] = []
+    for job in batch.jobs:
+        results.append(_draw(job, sources, Path(batch.out)))
+        if results[-1].fatal:
+            break
+    return results
 
 
 def _draw(job: Job, sources: Sequence[RunSource], out: Path) -> Drawn:
@@ -53,8 +64,8 @@ def _draw(job: Job, sources: Sequence[RunSource], out: Path) -> Drawn:
         metadata = describe(job.spec, sources)
         picture = PICTURES[job.spec.picture](sources, job.spec).with_metadata(metadata)
         write_atomically(out / job.path, picture.encode(job.spec.format))
-    except OutputError:
-        raise  # the next one would fail as well
+    except OutputError as error:
+        return Drawn(job, error=str(error), fatal=True)
     except (RenderError, StoreError) as error:
         return Drawn(job, error=str(error))
     return Drawn(job, metadata["filmstrip-digest"], time.perf_counter() - start)

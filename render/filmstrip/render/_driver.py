@@ -10,7 +10,9 @@ from __future__ import annotations
 import time
 from concurrent.futures import as_completed
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from filmstrip.render._batch import Batch, Job, divide
@@ -18,6 +20,7 @@ from filmstrip.render._draw import Drawn, describe, draw_batch
 from filmstrip.render._image import digest_of
 from filmstrip.render._manifest import Report, write_manifest
 from filmstrip.render._progress import Progress, Silence
+from filmstrip.render._spec import digest
 from filmstrip.render.errors import OutputError
 
 if TYPE_CHECKING:
@@ -40,7 +43,6 @@ def split(
     Parameters
     ----------
     jobs : sequence of Job
-        Of two with the same path the first counts.
     sources : sequence of RunSource
         The runs that the pictures show.
     out : Path
@@ -57,7 +59,7 @@ def split(
     kept: list[Drawn] = []
     for job in _distinct(jobs):
         path = out / job.path
-        if existing == "force" or not path.is_file():
+        if existing == "force" or not _is_file(path):
             missing.append(job)
             continue
         found = digest_of(path)
@@ -68,11 +70,23 @@ def split(
     return missing, kept
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, which is said when it is written
+        return False
+
+
 def _distinct(jobs: Sequence[Job]) -> list[Job]:
-    first: dict[str, Job] = {}
+    """Leave out what is asked for twice, and keep apart what would have the same file."""
+    distinct: dict[str, Job] = {}
     for job in jobs:
-        first.setdefault(job.path, job)
-    return list(first.values())
+        other = distinct.setdefault(job.path, job)
+        if other.spec != job.spec:
+            path = Path(job.path)
+            apart = path.with_stem(f"{path.stem}~{digest(job.spec, '')[:8]}").as_posix()
+            distinct.setdefault(apart, replace(job, path=apart))
+    return list(distinct.values())
 
 
 def check_folder(out: Path) -> None:
@@ -83,16 +97,16 @@ def check_folder(out: Path) -> None:
     OutputError
         If it is a file, or cannot be written into.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"the output folder {out} is a file; choose another with -o")
-    probe = out / ".filmstrip-probe"
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        other = out.exists() and not out.is_dir()
+        if not other:
+            out.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=out).close()
     except OSError as error:
         reason = error.strerror or error
         raise OutputError(f"cannot write into {out}: {reason}; choose another with -o") from error
+    if other:
+        raise OutputError(f"the output folder {out} is a file; choose another with -o")
 
 
 def drive(
@@ -178,10 +192,11 @@ def _enter(future: Future[list[Drawn]], report: Report) -> str:
     """Enter the results of a batch into the report; return why it died, if it did."""
     try:
         results = future.result()
-    except OutputError:
-        raise
     except Exception as error:  # the rim: one picture must not end all others
         return f"{type(error).__name__}: {error}"
     report.drawn += [one for one in results if not one.error]
     report.failed += [one for one in results if one.error]
+    for one in results:
+        if one.fatal:
+            raise OutputError(one.error)
     return ""

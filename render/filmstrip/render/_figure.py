@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["FRAME", "add_note", "finish_axes", "new_figure", "round_ticks", "step_ticks"]
 
 WIDTH: Final = 7.0  # inches
+_LONGEST: Final = 8  # characters of a tick's label
 FRAME: Final = 0.085  # left edge of axes and text, of the width
 
 
-def new_figure(caption: Caption, *, height: float, dpi: float, left: float = FRAME) -> Figure:
-    """Make a figure with title and subtitle.
+def new_figure(
+    caption: Caption, *, height: float, dpi: float, left: float = FRAME
+) -> tuple[Figure, float]:
+    """Make a figure with title and subtitle, and say where they end.
 
     Parameters
     ----------
@@ -38,6 +41,12 @@ def new_figure(caption: Caption, *, height: float, dpi: float, left: float = FRA
         Dots an inch.
     left : float
         Left edge of the text, of the width.
+
+    Returns
+    -------
+    figure : Figure
+    top : float
+        Where there is room below the subtitle, of the height.
     """
     from matplotlib.figure import Figure
 
@@ -48,11 +57,11 @@ def new_figure(caption: Caption, *, height: float, dpi: float, left: float = FRA
     )
     title = _text.ellipsize(caption.title, size, limit, bold=True)
     _write(figure, left, 1 - 0.36 / height, title, size, "ink", bold=True)
-    y = 1 - 0.575 / height
+    y = 1 - (0.575 if title else 0.36) / height
     for words in _lines(caption.parts, limit):
         _write(figure, left, y, words, 7.5, "mute")
         y -= 0.155 / height
-    return figure
+    return figure, y - 0.07 / height
 
 
 def _lines(parts: Sequence[str], limit: int) -> list[str]:
@@ -79,11 +88,14 @@ def _write(
     )
 
 
-def add_note(axes: Axes, x: float, y: float, text: str, *, size: float = 6.0) -> None:
-    """Write beside the right edge of axes, at data height ``y``."""
+def add_note(
+    axes: Axes, x: float, y: float, text: str, *, size: float = 6.0, inside: bool = True
+) -> None:
+    """Write to the right of a place, in data coordinates or else in fractions of the axes."""
     axes.annotate(
         _text.printable(text),
         (x, y),
+        xycoords="data" if inside else "axes fraction",
         xytext=(4, 0),
         textcoords="offset points",
         fontproperties=_text.font(size),
@@ -121,8 +133,14 @@ def finish_axes(axes: Axes, *, x: str, y: str, spines: Sequence[str] = ("left", 
 
 
 def round_ticks(axis: Axis, low: float, high: float, most: int) -> str:
-    """Set round ticks with plain labels; return the power of ten that they leave out."""
+    """Set round ticks with plain labels; return the power, and the sum, that they leave out."""
     marks, unit = ticks(low, high, most)
+    if max(len(label) for _, label in marks) > _LONGEST:
+        # A small range far from zero: write how far it is from its first tick.
+        base = marks[0][0]
+        rest, unit = ticks(low - base, high - base, most)
+        marks = [(base + value, label) for value, label in rest]
+        unit = f"{unit} + {base:.15g}".strip().replace("-", "−")
     axis.set_ticks([value for value, _ in marks], [label for _, label in marks])
     return unit
 
@@ -131,6 +149,8 @@ def step_ticks(axis: Axis, low: float, high: float, most: int) -> None:
     """Set ticks at whole steps, the thousands apart."""
     from matplotlib.ticker import MaxNLocator
 
+    if low == high:
+        low, high = low - 0.5, high + 0.5
     found = MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]).tick_values(low, high)
     inside = [round(float(v)) for v in found if low <= v <= high]
     axis.set_ticks(inside, [f"{v:,}".replace(",", "\u202f") for v in inside])

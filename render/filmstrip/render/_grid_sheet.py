@@ -32,7 +32,6 @@ __all__ = ["TilePlan", "plan_tiles", "tile_sheet"]
 
 WIDTH: Final = 1148  # design pixels for tiles: eight columns of 28 values at 5 pixels each
 HEIGHT: Final = 1300
-MOST_PIXELS: Final = 100_000_000
 _MARGIN: Final = 56
 _LABEL: Final = 16
 _SMALLEST: Final = 10  # pixels a tile; below, a tile shows nothing
@@ -67,6 +66,12 @@ class TilePlan:
     gap: int
     inner_gap: int
     margins: bool
+
+    def block(self, h: int, w: int) -> tuple[int, int]:
+        """Return width and height in pixels of all tiles of ``h`` × ``w`` values."""
+        rows = -(-self.groups // self.columns)
+        across = self.columns * self.inner * -(-w // self.factor)
+        return across * self.zoom, rows * -(-h // self.factor) * self.zoom
 
 
 def plan_tiles(

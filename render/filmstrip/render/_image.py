@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import os
 import re
-import threading
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from filmstrip.render._agg import figure_pixels
+from filmstrip.render._agg import default_settings, figure_pixels
 from filmstrip.render._palette import colors
 from filmstrip.render._png import encode_png
 from filmstrip.render._raster import rasterise
@@ -31,15 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["Picture", "digest_of", "write_atomically"]
 
 _DIGEST: Final = re.compile(rb"filmstrip-digest[=\0]([0-9a-f]{64})")
+# What XML and UTF-8 cannot hold, which names and paths of a user may.
+_UNFIT: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _ENDS: Final = {".png": b"IEND", ".svg": b"</svg>", ".pdf": b"%%EOF"}
 _LOOKED_AT: Final = 65_536
-# Ids in an SVG are random without a salt; the setting is global, hence the lock.
-_SETTINGS: Final[dict[Any, Any]] = {
-    "svg.hashsalt": "filmstrip",
-    "pdf.fonttype": 42,
-    "savefig.bbox": None,
-}
-_settings_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,44 +107,40 @@ class Picture:
         SpecError
             If it is none of these.
         """
+        about = {key: _UNFIT.sub("\ufffd", value) for key, value in self.metadata.items()}
         if form == "png":
-            return self._png()
+            return self._png(about)
         if form not in FORMATS:
             raise SpecError(f"no format {form!r}: choose one of {', '.join(FORMATS)}")
-        return self._vector(form)
+        return self._vector(form, about)
 
-    def _png(self) -> bytes:
+    def _png(self, about: Mapping[str, str]) -> bytes:
         if self.sheet is not None:
             return encode_png(
                 rasterise(self.sheet),
                 palette=colors(self.sheet.cmap),
-                text=self.metadata,
+                text=about,
                 dpi=self.dpi,
             )
         figure = self.figure
-        before = figure.dpi
-        figure.set_dpi(self.dpi)
-        drawn = figure_pixels(figure)[..., :3].copy()
-        figure.set_dpi(before)
-        return encode_png(drawn, text=self.metadata, dpi=self.dpi)
+        with default_settings():
+            before = figure.dpi
+            figure.set_dpi(self.dpi)
+            drawn = figure_pixels(figure)[..., :3].copy()
+            figure.set_dpi(before)
+        return encode_png(drawn, text=about, dpi=self.dpi)
 
-    def _vector(self, form: str) -> bytes:
-        import matplotlib
-
-        found = self.metadata.get("filmstrip-digest")
+    def _vector(self, form: str, about: Mapping[str, str]) -> bytes:
+        found = about.get("filmstrip-digest")
         mark = f"filmstrip-digest={found}" if found else "filmstrip"
-        redraw = self.metadata.get("filmstrip-command", "")
-        title = self.metadata.get("Title", "")
-        about: dict[str, str | None]
-        if form == "svg":
-            about = {"Identifier": mark, "Description": redraw, "Title": title, "Date": None}
-            about["Source"] = self.metadata.get("filmstrip-run", "")
-        else:
-            about = {"Keywords": mark, "Subject": redraw, "Title": title, "CreationDate": None}
-            about["Author"] = self.metadata.get("filmstrip-run", "")
+        names = ("Identifier", "Description", "Source", "Date")
+        if form == "pdf":
+            names = ("Keywords", "Subject", "Author", "CreationDate")
+        values = (mark, about.get("filmstrip-command", ""), about.get("filmstrip-run", ""), None)
+        metadata = dict(zip(names, values, strict=True)) | {"Title": about.get("Title", "")}
         buffer = io.BytesIO()
-        with _settings_lock, matplotlib.rc_context(_SETTINGS):
-            self.figure.savefig(buffer, format=form, metadata=about)
+        with default_settings():
+            self.figure.savefig(buffer, format=form, metadata=metadata)
         return buffer.getvalue()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -206,9 +196,10 @@ def write_atomically(path: Path, data: bytes) -> None:
             partial.write_bytes(data)
         partial.replace(path)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):  # it is gone when all went well
+            partial.unlink()
 
 
 def digest_of(path: Path) -> str | None:

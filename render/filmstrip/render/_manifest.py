@@ -6,7 +6,10 @@ pictures that are no longer there are left out.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -15,6 +18,8 @@ from filmstrip.render._image import write_atomically
 from filmstrip.render._spec import CurveSpec, GridSpec, HistogramSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from filmstrip.render._draw import Drawn
     from filmstrip.render._spec import Spec
 
@@ -32,8 +37,8 @@ class Report:
     ----------
     out : str
         Folder of the pictures.
-    drawn, kept, failed : list of Drawn
-        Pictures made, found to be done, and not made.
+    drawn, kept, failed, planned : list of Drawn
+        Pictures made, found to be done, not made, and to be made.
     seconds : float
         From start to end.
     """
@@ -42,6 +47,7 @@ class Report:
     drawn: list[Drawn] = field(default_factory=list)
     kept: list[Drawn] = field(default_factory=list)
     failed: list[Drawn] = field(default_factory=list)
+    planned: list[Drawn] = field(default_factory=list)
     seconds: float = 0.0
 
     def to_json(self) -> str:
@@ -58,6 +64,23 @@ def write_manifest(report: Report) -> None:
         If it cannot be written.
     """
     out = Path(report.out)
+    with _alone(out):
+        _merge(report, out)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other commands from writing the manifest of a folder meanwhile."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems know no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _merge(report: Report, out: Path) -> None:
     merged = {str(entry["path"]): entry for entry in _read(out / NAME)}
     merged |= {str(entry["path"]): entry for entry in _entries(report)}
     there = [entry for path, entry in sorted(merged.items()) if (out / path).is_file()]
@@ -73,7 +96,7 @@ def _read(path: Path) -> list[Entry]:
 
 
 def _entries(report: Report) -> list[Entry]:
-    groups = (("redrawn", report.drawn), ("kept", report.kept))
+    groups = (("redrawn", report.drawn), ("kept", report.kept), ("planned", report.planned))
     return [_entry(one, state) for state, group in groups for one in group]
 
 

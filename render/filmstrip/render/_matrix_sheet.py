@@ -68,6 +68,12 @@ class MatrixPlan:
     zoom_x: int
     margins: bool
 
+    def block(self, h: int, w: int) -> tuple[int, int]:
+        """Return width and height in pixels of a plane of ``h`` × ``w`` values."""
+        if self.wrap is not None:
+            h, w = -(-w // self.wrap), self.wrap
+        return -(-w // self.factors[1]) * self.zoom_x, -(-h // self.factors[0]) * self.zoom_y
+
 
 def plan_matrix(h: int, w: int, *, downsample: Downsample, ruler: Ruler) -> MatrixPlan:
     """Choose zoom and pooling so that a plane of ``h`` × ``w`` values fits.
@@ -115,6 +121,7 @@ def matrix_sheet(
     scale: Scale,
     caption: Caption,
     axes: tuple[str, str],
+    numbers: tuple[tuple[int, ...], tuple[int, ...]],
     bad: Mapping[int, int],
     cmap: str,
     ruler: Ruler,
@@ -132,6 +139,8 @@ def matrix_sheet(
     caption : Caption
     axes : (str, str)
         What rows and columns count.
+    numbers : (tuple of int, tuple of int)
+        Numbers of the rows and of the columns; empty: from 0.
     bad : mapping of int to int
         Byte of the palette to how many values have it.
     cmap : str
@@ -163,7 +172,7 @@ def matrix_sheet(
         labels += words
         foot += ruler(44)
     rows, columns = values.shape
-    box = Axes(left, top, block_width, block_height, rows, columns, *axes)
+    box = Axes(left, top, block_width, block_height, rows, columns, *axes, *numbers)
     width = max(right, left + text_width + ruler(20))
     chrome = Chrome(width=width, height=foot, dpi=ruler.dpi, bar=bar, axes=box)
     return Sheet(chrome, cmap, tuple(patches), tuple(labels), marks)

@@ -183,7 +183,9 @@ def quantise(
     lower = np.asarray(low, dtype=np.float64)
     # Halved before the subtraction, so that a range of the whole of float64 does not overflow.
     span = np.asarray(high, dtype=np.float64) / 2 - lower / 2
-    factor = np.where(span > 0, LEVELS / 2 / np.where(span > 0, span, 1.0), 0.0)
+    with np.errstate(over="ignore"):
+        factor = np.where(span > 0, LEVELS / 2 / np.where(span > 0, span, 1.0), 0.0)
+    factor = np.minimum(factor, np.finfo(np.float64).max)  # a range of denormals
     if not np.all(np.abs(factor) < np.finfo(kind).max / 1e6):
         kind = np.float64
     with np.errstate(invalid="ignore", over="ignore"):

@@ -40,7 +40,13 @@ def check_picks(text: str, what: str) -> str:
     raise SpecError(f"{what} {text!r} is none of: all, 1200, 100,200, 0:5000:100, -1 (the last)")
 
 
-def pick_steps(text: str, steps: Sequence[int] | npt.NDArray[np.int64], *, layer: str) -> list[int]:
+def pick_steps(
+    text: str,
+    steps: Sequence[int] | npt.NDArray[np.int64],
+    *,
+    layer: str,
+    what: str = "frame",
+) -> list[int]:
     """Choose steps by label.
 
     Parameters
@@ -49,9 +55,9 @@ def pick_steps(text: str, steps: Sequence[int] | npt.NDArray[np.int64], *, layer
         ``all``; steps, of which negative ones count from the last; or ``start:stop:stride``
         in steps, half open, which keeps ``start + k · stride``.
     steps : sequence of int, shape (n_kept,)
-        Steps that have a frame, ascending.
-    layer : str
-        Used in the error only.
+        Steps to choose from, ascending.
+    layer, what : str
+        Whose steps they are, and of what. Used in the error only.
 
     Raises
     ------
@@ -86,7 +92,7 @@ def pick_steps(text: str, steps: Sequence[int] | npt.NDArray[np.int64], *, layer
         elif step not in kept:
             at = int(np.searchsorted(kept, step))
             near = " and ".join(str(int(s)) for s in kept[max(0, at - 1) : at + 1])
-            raise SourceError(f"{layer} has no frame at step {step}; nearest kept: {near}")
+            raise SourceError(f"{layer} has no {what} at step {step}; nearest kept: {near}")
         chosen.append(step)
     return sorted(set(chosen))
 

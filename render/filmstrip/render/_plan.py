@@ -13,7 +13,10 @@ from filmstrip.render.errors import SourceError
 from filmstrip.store import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
 
     from filmstrip.render._source import RunSource
 
@@ -43,9 +46,8 @@ def grid_jobs(
         If there is no such kind, layer, step or sample.
     """
     jobs = []
-    for layer in source.layers(spec.kind, layers):
+    for layer, kept in _with_steps(source, spec.kind, layers, source.frame_steps):
         strip = source.strip(spec.kind, layer)
-        kept = strip.steps
         order = {int(step): i for i, step in enumerate(kept)}
         entries: list[int | None] = [None]
         if samples is not None and spec.kind not in {"weights", "gradients"}:
@@ -61,6 +63,17 @@ def grid_jobs(
     return jobs
 
 
+def _with_steps(
+    source: RunSource,
+    kind: str,
+    layers: Sequence[str],
+    steps_of: Callable[[str, str], npt.NDArray[np.int64]],
+) -> list[tuple[str, npt.NDArray[np.int64]]]:
+    """Layers and their steps; of those that a pattern found, the ones that have any."""
+    found = [(layer, steps_of(kind, layer)) for layer in source.layers(kind, layers)]
+    return [one for one in found if len(one[1]) or one[0] in layers] or found
+
+
 def histogram_jobs(
     source: RunSource, spec: HistogramSpec, *, layers: Sequence[str], steps: str
 ) -> list[Job]:
@@ -72,9 +85,8 @@ def histogram_jobs(
         If there is no such kind, layer or step.
     """
     jobs = []
-    for layer in source.layers(spec.kind, layers):
-        kept = source.histogram_steps(spec.kind, layer)
-        chosen = pick_steps(steps, kept, layer=layer)
+    for layer, kept in _with_steps(source, spec.kind, layers, source.histogram_steps):
+        chosen = pick_steps(steps, kept, layer=layer, what="histogram")
         shown = [str(step) for step in chosen] if spec.view == "single" else [steps]
         for step in shown:
             whole = replace(spec, layer=layer, step=step)
@@ -113,4 +125,5 @@ def curve_jobs(
                 failures.append(error)
         if len(failures) == len(sources):
             raise failures[0]
-    return [Job(one, file_name(one)) for one in wanted]
+    versus = [source.name for source in sources[1:]]
+    return [Job(one, file_name(one, versus)) for one in wanted]

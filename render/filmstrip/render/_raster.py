@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from filmstrip.render import _text
-from filmstrip.render._agg import figure_pixels
+from filmstrip.render._agg import default_settings, figure_pixels
 from filmstrip.render._palette import BACKGROUND, TONES, grey_bytes, tone_table
 from filmstrip.render._sheet import TICK, bar_pixels
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_axes", "draw_bar", "rasterise"]
 
 _KEPT: Final = 16
+_KEPT_BYTES: Final = 64_000_000  # of one thread, unless a single one is larger
 _local = threading.local()
 
 
@@ -61,12 +62,15 @@ def _template(chrome: Chrome) -> npt.NDArray[np.uint8]:
         kept = _local.kept = OrderedDict()
     if chrome not in kept:
         kept[chrome] = _draw(chrome)
-        if len(kept) > _KEPT:
+        while len(kept) > _KEPT or (
+            len(kept) > 1 and sum(drawn.nbytes for drawn in kept.values()) > _KEPT_BYTES
+        ):
             kept.popitem(last=False)
     kept.move_to_end(chrome)
     return kept[chrome]
 
 
+@default_settings()
 def _draw(chrome: Chrome) -> npt.NDArray[np.uint8]:
     from matplotlib.figure import Figure
 
@@ -156,12 +160,15 @@ def draw_axes(figure: Figure, box: Axes, chrome: Chrome) -> None:
     axes = figure.add_axes(where, facecolor="none")
     axes.set_xlim(-0.5, box.columns - 0.5)
     axes.set_ylim(box.rows - 0.5, -0.5)
-    for axis, extent, name, spacing in (
-        (axes.xaxis, box.width, box.column_name, 90),
-        (axes.yaxis, box.height, box.row_name, 55),
+    for axis, extent, name, numbers, spacing in (
+        (axes.xaxis, box.width, box.column_name, box.column_numbers or range(box.columns), 90),
+        (axes.yaxis, box.height, box.row_name, box.row_numbers or range(box.rows), 55),
     ):
         count = max(1, min(9, int(extent / (spacing * chrome.dpi / _text.DPI))))
-        axis.set_major_locator(MaxNLocator(count, integer=True, steps=[1, 2, 5, 10]))
+        locator = MaxNLocator(count, integer=True, steps=[1, 2, 5, 10])
+        found = sorted({round(float(v)) for v in locator.tick_values(0, len(numbers) - 1)})
+        inside = [at for at in found if 0 <= at < len(numbers)] or [0]
+        axis.set_ticks(inside, [str(numbers[at]) for at in inside])
         axis.set_tick_params(
             length=3, width=0.6, color=TONES["mute"], labelcolor=TONES["mute"], pad=2.5
         )

@@ -85,7 +85,7 @@ def choose_scale(
     Raises
     ------
     SpecError
-        If ``vmin`` is not under ``vmax``.
+        If ``vmin`` is not below ``vmax``.
 
     Examples
     --------
@@ -113,14 +113,10 @@ def choose_scale(
     if vmin is not None or vmax is not None:
         lows = highs = None
         mode = "shared" if mode == "each" else mode
-        low, high = low if vmin is None else vmin, high if vmax is None else vmax
-        if diverging and (vmin is None or vmax is None):
-            # One end fixed: mirror it, so that zero keeps the middle of the colour map.
-            edge = vmax if vmin is None else vmin
-            low, high = -abs(edge or 0.0), abs(edge or 0.0)
-        if not low < high:
-            raise SpecError(f"the scale runs from {low:g} to {high:g}: vmin must be below vmax")
-        words = f"scale {low:g} to {high:g}"
+        low, high = _fixed(low, high, vmin, vmax, diverging)
+        # Without zero in the middle, the middle of two colours would say what is not so.
+        diverging = diverging and low == -high
+        words = f"scale {low:g} to {high:g}".replace("-", "−")
     elif diverging and mode == "shared" and high < max(abs(least), abs(most)):
         words = "scale ± q99.9 of |x|"
     low, high = _widened(low, high, diverging)
@@ -146,6 +142,22 @@ def _span(low: float, high: float, diverging: bool) -> tuple[float, float]:
     return 0.0, high
 
 
+def _fixed(
+    low: float, high: float, vmin: float | None, vmax: float | None, diverging: bool
+) -> tuple[float, float]:
+    """Replace one end or both; a single one is mirrored where zero stays between the two."""
+    if vmin is not None and vmax is not None:
+        if not vmin < vmax:
+            raise SpecError(f"vmin {vmin:g} must be below vmax {vmax:g}")
+        return vmin, vmax
+    if vmin is not None:
+        high = -vmin if diverging and vmin < 0 else high
+        return vmin, high if high > vmin else vmin + (abs(vmin) or 1.0)
+    assert vmax is not None
+    low = -vmax if diverging and vmax > 0 else low
+    return low if low < vmax else vmax - (abs(vmax) or 1.0), vmax
+
+
 def _widened(low: float, high: float, diverging: bool) -> tuple[float, float]:
     """Give a range without extent one, so that a constant has a colour and the bar ticks."""
     if low < high:
@@ -160,7 +172,7 @@ def _clipped(values: npt.NDArray[np.floating[Any]], top: float) -> float:
     if values.size < _TOO_FEW:
         return top
     flat = np.abs(values).ravel()
-    if not math.isfinite(float(flat.sum())):
+    if not math.isfinite(float(flat.max())):
         flat = flat[np.isfinite(flat)]
     rank = min(flat.size - 1, math.ceil(CLIP * flat.size) - 1)
     clip = float(np.partition(flat, rank)[rank]) if flat.size else 0.0
@@ -210,7 +222,7 @@ def ticks(low: float, high: float, most: int = 8) -> tuple[list[tuple[float, str
     '×10⁻⁶'
     """
     top = max(abs(low), abs(high))
-    if not (math.isfinite(top) and top > 0 and high > low):
+    if not (math.isfinite(top) and top > 1e-300 and high > low):
         return [(low, f"{low:g}")], ""
     power = math.floor(math.log10(top))
     power = power if power < -3 or power > 4 else 0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from filmstrip.render import _text
 from filmstrip.render._palette import BACKGROUND, LEVELS, NAN, NEGINF, POSINF, Tone
 from filmstrip.render._scale import ticks
+from filmstrip.render.errors import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,12 +34,15 @@ __all__ = [
     "Ruler",
     "Sheet",
     "bar_marks",
+    "check_size",
     "heading",
     "legend",
 ]
 
 Anchor: TypeAlias = Literal["left", "middle", "right"]
 
+MOST_PIXELS: Final = 100_000_000
+LONGEST_SIDE: Final = 65_535
 TITLE: Final = 13.0  # points
 SUBTITLE: Final = 7.5
 TICK: Final = 6.5
@@ -99,7 +103,10 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Axes around a matrix: the box in pixels and what its sides count."""
+    """Axes around a matrix: the box in pixels, what its sides count, and from where.
+
+    Rows and columns that were picked have numbers; others count from 0.
+    """
 
     x: int
     y: int
@@ -109,6 +116,8 @@ class Axes:
     columns: int
     row_name: str
     column_name: str
+    row_numbers: tuple[int, ...] = ()
+    column_numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +159,22 @@ class Caption:
     title: str
     parts: tuple[str, ...]
     measure: str
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Refuse what would need gigabytes, or more than matplotlib's rasteriser takes.
+
+    Raises
+    ------
+    SpecError
+        If there are too many pixels, of a picture or of what is to be in it.
+    """
+    width, height = size
+    if width * height > MOST_PIXELS or max(size) > LONGEST_SIDE:
+        raise SpecError(
+            f"the picture would have {width} × {height} pixels; "
+            "pick channels, set columns, or allow downsampling"
+        )
 
 
 def heading(caption: Caption, *, x: int, width: int, ruler: Ruler) -> tuple[list[Label], int]:

@@ -20,7 +20,9 @@ from filmstrip.render.errors import SourceError, nearest
 from filmstrip.store import (
     KindNotFoundError,
     LayerNotFoundError,
+    bin_edges,
     bit_histogram,
+    open_run,
     select,
     summarize,
 )
@@ -31,11 +33,20 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from filmstrip.render._spec import Spec
-    from filmstrip.store import Run, Statistics, Strip
+    from filmstrip.store import Run, Series, Statistics, Strip
 
-__all__ = ["Frame", "Line", "RunSource", "Source", "counts_of_frames", "limit_steps"]
+__all__ = [
+    "Frame",
+    "Line",
+    "RunSource",
+    "Source",
+    "counts_of_frames",
+    "limit_steps",
+    "names_apart",
+    "open_sources",
+]
 
-MOST_STEPS: Final = {"single": 1, "ridge": 30, "heatmap": 400}
+MOST_STEPS: Final = {"single": 1, "overlay": 8, "ridge": 30, "heatmap": 400, "distribution": 2000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +65,13 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One curve: values over steps, NaN where nothing was logged."""
+    """One curve: values over steps, or over seconds since the run's first row.
+
+    NaN where nothing was logged.
+    """
 
     label: str
-    steps: npt.NDArray[np.int64]
+    x: npt.NDArray[np.float64]
     values: npt.NDArray[np.float64]
 
 
@@ -89,18 +103,16 @@ class RunSource:
     run : Run
     layout : str or None
         One letter an axis, in place of the stored layouts.
+    name : str
+        What tells it from others; empty: the name of its folder, without its suffix.
     """
 
-    def __init__(self, run: Run, layout: str | None = None) -> None:
+    def __init__(self, run: Run, layout: str | None = None, *, name: str = "") -> None:
         self.run, self.layout = run, layout
+        self.name = name or run.name.removesuffix(".zarr")
         self._strips: dict[tuple[str, str], Strip] = {}
         self._limits: dict[tuple[str, str], tuple[float, float] | None] = {}
         self._lengths: dict[str, str] = {}
-
-    @property
-    def name(self) -> str:
-        """Return the name of the run's folder, without its suffix."""
-        return self.run.name.removesuffix(".zarr")
 
     def strip(self, kind: str, layer: str) -> Strip:
         """Return a strip, the same for all frames of a batch: opening one costs as a frame."""
@@ -151,14 +163,21 @@ class RunSource:
         if statistics is not None:
             steps, bits = statistics.bits(spec.layer)
             if len(steps):
-                chosen = pick_steps(spec.step, steps, layer=spec.layer)
+                chosen = pick_steps(spec.step, steps, layer=spec.layer, what="histogram")
                 keep = np.searchsorted(steps, limit_steps(chosen, spec.view))
                 low, high, zeros = (
                     _at(statistics, spec.layer, name, steps[keep])
                     for name in ("min", "max", "zeros")
                 )
-                exact = np.nan_to_num(zeros).astype(np.int64)
-                return Counts(steps[keep], bits[keep], low, high, exact, len(steps), True)
+                return Counts(
+                    steps=steps[keep],
+                    bits=bits[keep],
+                    minimum=_within(low),
+                    maximum=_within(high),
+                    zeros=np.nan_to_num(zeros).astype(np.int64),
+                    available=len(steps),
+                    stored=True,
+                )
         strip = self.strip(spec.kind, spec.layer)
         available = strip.steps
         chosen = limit_steps(pick_steps(spec.step, available, layer=spec.layer), spec.view)
@@ -182,7 +201,7 @@ class RunSource:
         found = _named(spec.name, names)
         if not found:
             raise SourceError(f"no scalar {spec.name!r}; nearest: {nearest(spec.name, names)}")
-        return [Line(name, *scalars[name]) for name in found]
+        return [self._line(name, scalars[name], "scalars", spec) for name in found]
 
     def _stats(self, spec: CurveSpec, stat: str) -> list[Line]:
         statistics = self.run.statistics(spec.kind)
@@ -190,7 +209,16 @@ class RunSource:
         if not found:
             known = nearest(spec.name, statistics.layers)
             raise SourceError(f"no layer {spec.name!r} in {spec.kind}; nearest: {known}")
-        return [Line(layer, *statistics[layer, stat]) for layer in found]
+        (group,) = (g for g in self.run.groups() if g.endswith(f"/{spec.kind}"))
+        return [self._line(layer, statistics[layer, stat], group, spec) for layer in found]
+
+    def _line(self, label: str, series: Series, group: str, spec: CurveSpec) -> Line:
+        if spec.x == "step" or not len(series.steps):
+            return Line(label, series.steps.astype(np.float64), series.values)
+        view = self.run.view(group)
+        rows = np.searchsorted(view.steps(), series.steps)
+        start = view.wall_times(np.zeros(1, np.int64))
+        return Line(label, view.wall_times(rows) - start, series.values)
 
     def _statistics(self, kind: str, layer: str) -> Statistics | None:
         try:
@@ -219,11 +247,15 @@ class RunSource:
                 raise
             return found
 
+    def frame_steps(self, kind: str, layer: str) -> npt.NDArray[np.int64]:
+        """Return steps that have a frame."""
+        return self.strip(kind, layer).steps
+
     def histogram_steps(self, kind: str, layer: str) -> npt.NDArray[np.int64]:
         """Return steps of which a histogram can be drawn."""
         statistics = self._statistics(kind, layer)
         steps = statistics.bits(layer)[0] if statistics is not None else np.empty(0, np.int64)
-        return steps if len(steps) else self.strip(kind, layer).steps
+        return steps if len(steps) else self.frame_steps(kind, layer)
 
     def state(self, spec: Spec) -> str:
         """Name the run and how far it had come in what a picture shows, for its digest."""
@@ -277,6 +309,36 @@ class RunSource:
         return str(lengths)
 
 
+def open_sources(paths: Sequence[str]) -> list[RunSource]:
+    """Open runs, and name them so that they can be told apart.
+
+    Raises
+    ------
+    StoreError
+        If one of them is no run.
+    """
+    runs = [open_run(path) for path in paths]
+    names = names_apart([str(run.path) for run in runs])
+    return [RunSource(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def names_apart(paths: Sequence[str]) -> list[str]:
+    """Last parts of paths without their suffix, as many as tell the paths apart.
+
+    Examples
+    --------
+    >>> names_apart(["/a/run.zarr", "/b/run.zarr", "/b/run.zarr"])
+    ['a/run', 'b/run', 'b/run']
+    """
+    parts = [tuple(path.split("/")) for path in paths]
+    names: list[str] = []
+    for count in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(one[-count:]).removesuffix(".zarr") for one in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
+
+
 def _named(patterns: str, names: Iterable[str]) -> list[str]:
     """Names that patterns match; a name that holds a comma or a wildcard is first of all itself."""
     known = list(names)
@@ -290,6 +352,11 @@ def _at(
     series = statistics[layer, name]
     position = np.searchsorted(series.steps, steps).clip(max=max(0, len(series.steps) - 1))
     return np.where(series.steps[position] == steps, series.values[position], np.nan)
+
+
+def _within(extremes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Extremes within float32, of whose bits counts are: what lies beyond is in the last bins."""
+    return np.clip(extremes, bin_edges()[0], bin_edges()[-1])
 
 
 def limit_steps(chosen: Sequence[int], view: str) -> list[int]:
@@ -312,8 +379,8 @@ def counts_of_frames(
     return Counts(
         steps=np.asarray(steps, np.int64),
         bits=np.stack(bits),
-        minimum=table[:, 5],
-        maximum=table[:, 6],
+        minimum=_within(table[:, 5]),
+        maximum=_within(table[:, 6]),
         zeros=table[:, 4].astype(np.int64),
         available=available,
         stored=False,

@@ -11,21 +11,26 @@ import json
 import re
 import shlex
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, ClassVar, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
 from filmstrip.render._picks import check_picks
 from filmstrip.render._scale import SCALES, ScaleMode
 from filmstrip.render._tiles import DOWNSAMPLE, Downsample
 from filmstrip.render.errors import SpecError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 __all__ = [
     "FORMATS",
+    "BinScale",
     "CurveSpec",
     "Format",
     "GridSpec",
     "HistogramSpec",
     "Spec",
     "View",
+    "XAxis",
     "command",
     "digest",
     "file_name",
@@ -33,11 +38,14 @@ __all__ = [
 ]
 
 Format: TypeAlias = Literal["png", "svg", "pdf"]
-View: TypeAlias = Literal["single", "ridge", "heatmap"]
-BinScale: TypeAlias = Literal["linear", "symlog"]
+View: TypeAlias = Literal["single", "ridge", "overlay", "heatmap", "distribution"]
+BinScale: TypeAlias = Literal["linear", "symlog", "tensorboard"]
+XAxis: TypeAlias = Literal["step", "time"]
 FORMATS: Final = ("png", "svg", "pdf")
-VIEWS: Final = ("single", "ridge", "heatmap")
-BIN_SCALES: Final = ("linear", "symlog")
+VIEWS: Final = ("single", "ridge", "overlay", "heatmap", "distribution")
+BIN_SCALES: Final = ("linear", "symlog", "tensorboard")
+X_AXES: Final = ("step", "time")
+_LONGEST: Final = 180  # bytes of a part of a path; file systems take 255
 _LOOKS: Final = 1  # raised when the same spec draws another picture
 
 
@@ -100,6 +108,8 @@ class HistogramSpec:
         _check_common(self.format, self.dpi)
         if self.bins is not None and not 1 <= self.bins <= 4096:
             raise SpecError(f"--bins is {self.bins}; it must be 1 to 4096")
+        if self.bins is not None and self.bin_scale == "tensorboard":
+            raise SpecError("--bins has no meaning with --bin-scale tensorboard, whose bins are")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,11 +126,13 @@ class CurveSpec:
     kind: str = "activations"
     smoothing: float = 0.0
     log: bool = False
+    x: XAxis = "step"
     format: Format = "png"
     dpi: float = 200.0
 
     def __post_init__(self) -> None:
         _check_common(self.format, self.dpi)
+        _check_choice("--x", self.x, X_AXES)
         if not 0 <= self.smoothing < 1:
             raise SpecError(f"--smoothing is {self.smoothing:g}; it must be at least 0 and below 1")
 
@@ -172,8 +184,14 @@ def _changed(spec: Spec, *, without: set[str]) -> list[tuple[str, Any]]:
     ]
 
 
-def file_name(spec: Spec) -> str:
+def file_name(spec: Spec, versus: Sequence[str] = ()) -> str:
     """Path of a picture below the output folder; what is not the default is in it.
+
+    Parameters
+    ----------
+    spec : Spec
+    versus : sequence of str
+        Names of the runs that the first one is compared to.
 
     Examples
     --------
@@ -200,14 +218,18 @@ def file_name(spec: Spec) -> str:
         # Everything in one picture belongs to no folder of its own.
         folder += f"/{folder_name(spec.name)}" if spec.name != "*" else ""
         words += [spec.stat] if spec.stat is not None else []
-        bare = set()
+        bare = {"x"}
     skipped = {"kind", "layer", "name", "stat", "view", "format"}
     if isinstance(spec, GridSpec) or (isinstance(spec, HistogramSpec) and spec.view == "single"):
         skipped.add("step")
     for name, value in _changed(spec, without=skipped):
         text = f"{value:g}" if isinstance(value, float) else str(value)
         words.append(name if value is True else text if name in bare else f"{name}{text}")
-    stem = re.sub(r"[^\w.+,-]", "_", "-".join(words))
+    words += ["vs", *versus] if versus else []
+    whole = "-".join(words)
+    stem = re.sub(r"[^\w.+,-]", "_", whole)
+    if len(stem.encode()) > _LONGEST:
+        stem = f"{_cut(stem)}~{_hashed(whole)}"
     return f"{folder}/{stem}.{spec.format}"
 
 
@@ -222,13 +244,21 @@ def folder_name(name: str) -> str:
     True
     """
     safe = re.sub(r"[\x00-\x1f\x7f\\:*?\"<>|]", "_", name.replace("/", "."))
-    long = len(safe.encode()) > 180
+    long = len(safe.encode()) > _LONGEST
     if long:
-        safe = safe.encode()[:150].decode(errors="ignore")
+        safe = _cut(safe)
     hidden = safe.startswith((".", "~")) or not safe
     if long or hidden or safe != name.replace("/", "."):
-        safe = f"{'~' if hidden else ''}{safe}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        safe = f"{'~' if hidden else ''}{safe}~{_hashed(name)}"
     return safe
+
+
+def _cut(text: str) -> str:
+    return text.encode()[: _LONGEST - 30].decode(errors="ignore")
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def command(spec: Spec, runs: tuple[str, ...]) -> str:
@@ -245,7 +275,8 @@ def command(spec: Spec, runs: tuple[str, ...]) -> str:
         words += ["--stat", f"{spec.name}/{spec.stat}"] if spec.stat is not None else []
         changed = _changed(spec, without={"name", "stat"})
     else:
-        words.append(spec.layer)
+        plain = re.fullmatch(r"(?!re:)[^-*?\[][^*?\[]*", spec.layer)
+        words.append(spec.layer if plain else f"re:{re.escape(spec.layer)}")
         changed = _changed(spec, without={"layer"})
     for name, value in changed:
         flag = "--" + {"sample": "samples"}.get(name, name).replace("_", "-")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
-from filmstrip.render._agg import text_coverage, text_width
+from filmstrip.render._agg import default_settings, text_coverage, text_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,12 +115,15 @@ def ellipsize(text: str, size: float, limit: int, *, bold: bool = False) -> str:
     """
     if width(text, size, bold=bold) <= limit:
         return text
-    keep = len(text)
-    shortened = text
-    while keep > 2 and width(shortened, size, bold=bold) > limit:
-        keep -= 1
-        shortened = text[: keep // 2] + "…" + text[len(text) - keep // 2 :]
-    return shortened
+    # Single characters are known already; each attempt at a word would be drawn.
+    widths = np.array([width(c, size, bold=bold) for c in text])
+    total = width("…", size, bold=bold) + np.cumsum(widths) + np.cumsum(widths[::-1])
+    half = min(len(text) // 2, int(np.searchsorted(total, limit, side="right")))
+    while True:
+        shortened = f"{text[:half]}…{text[len(text) - half :]}"
+        if half <= 1 or width(shortened, size, bold=bold) <= limit:
+            return shortened
+        half -= 1
 
 
 def _box(size: float, dpi: float) -> tuple[int, int, int]:
@@ -148,6 +151,7 @@ def _kept(key: _Key, where: str, make: Callable[[str, float, bool, float], _Draw
     return found
 
 
+@default_settings()
 def _draw(text: str, size: float, bold: bool, dpi: float) -> tuple[npt.NDArray[np.uint8], int]:
     height, ascent, pad = _box(size, dpi)
     properties = font(size, bold)

@@ -46,7 +46,8 @@ def shape_of_grid(count: int, aspect: float = 1.0) -> tuple[int, int]:
         return skew + 2.5 * (rows * columns - count) / (rows * columns)
 
     middle = max(1, round(math.sqrt(count * aspect)))
-    candidates = range(max(1, middle // 2), min(count, 2 * middle + 1) + 1)
+    last = min(count, 2 * middle + 1)
+    candidates = range(max(1, min(middle // 2, last)), last + 1)
     columns = min(candidates, key=lambda c: (round(badness(c), 9), -c))
     return -(-count // columns), columns
 

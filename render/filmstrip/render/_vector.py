@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from filmstrip.render import _text
+from filmstrip.render._agg import default_settings
 from filmstrip.render._palette import BACKGROUND, TONES, colors
 from filmstrip.render._raster import draw_axes, draw_bar
 from filmstrip.render._sheet import Patch, bar_pixels
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["figure_of"]
 
 
+@default_settings()
 def figure_of(sheet: Sheet) -> Figure:
     """Draw a sheet as a figure, of the same size and with the same pixels in its cells."""
     from matplotlib.figure import Figure

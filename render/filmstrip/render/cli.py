@@ -137,7 +137,10 @@ def histogram(
     layers: Layers = None,
     kind: Kind = "activations",
     view: Annotated[
-        str, typer.Option(help="single (one step), or over steps: ridge or heatmap.")
+        str,
+        typer.Option(
+            help="single (one step), or over steps: ridge, overlay, heatmap or distribution."
+        ),
     ] = "ridge",
     step: Annotated[
         str | None,
@@ -148,10 +151,16 @@ def histogram(
     ] = None,
     bins: Annotated[
         int | None,
-        typer.Option(help="Number of bins, 1 to 4096. 50, 160 for ridge, 200 for heatmap."),
+        typer.Option(
+            help="Number of bins, 1 to 4096. 50, 160 for ridge and overlay, 200 for heatmap."
+        ),
     ] = None,
     bin_scale: Annotated[
-        str, typer.Option(help="Widths of bins: linear, or symlog for heavy tails.")
+        str,
+        typer.Option(
+            help="Widths of bins: linear; symlog, for heavy tails; or TensorBoard's own, "
+            "tensorboard, each a tenth wider than the last."
+        ),
     ] = "linear",
     out: Out = None,
     format: Format = "png",
@@ -208,6 +217,9 @@ def curve(
         float, typer.Option(help="Weight of the past in a running average, 0 to below 1.")
     ] = 0.0,
     log: Annotated[bool, typer.Option("--log", help="Logarithmic value axis.")] = False,
+    x: Annotated[
+        str, typer.Option("--x", help="What runs to the right: step, or time since the first.")
+    ] = "step",
     out: Out = None,
     format: Format = "png",
     dpi: Dpi = 200.0,
@@ -228,7 +240,8 @@ def curve(
                 kind=kind,
                 smoothing=smoothing,
                 log=log,
-                format=format,  # type: ignore[arg-type]  # the spec checks it
+                x=x,  # type: ignore[arg-type]  # the spec checks it
+                format=format,  # type: ignore[arg-type]
                 dpi=dpi,
             )
             pairs = [_layer_and_stat(one) for one in stat or ()]
@@ -285,10 +298,9 @@ def _usage() -> Iterator[None]:
 
 
 def _open(runs: list[str]) -> list[RunSource]:
-    from filmstrip.render._source import RunSource
-    from filmstrip.store import open_run
+    from filmstrip.render._source import open_sources
 
-    return [RunSource(open_run(path)) for path in runs]
+    return open_sources(list(dict.fromkeys(runs)))
 
 
 def _run(
@@ -301,12 +313,18 @@ def _run(
     as_json: bool,
     jobs: int | None,
 ) -> None:
+    from filmstrip.render._draw import Drawn
     from filmstrip.render._driver import check_folder, drive, split
     from filmstrip.render._executors import available_cpus, threads
+    from filmstrip.render._manifest import Report
     from filmstrip.render._progress import progress
 
     folder = out or _beside(Path(sources[0].run.path))
     missing, kept = split(wanted, sources, folder, existing)  # type: ignore[arg-type]
+    if dry_run and as_json:
+        planned = [Drawn(job) for job in missing]
+        print(Report(str(folder), kept=kept, planned=planned).to_json())
+        return
     if dry_run:
         for job in missing:
             print(folder / job.path)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from filmstrip.render import _text
+from filmstrip.render._agg import default_settings
 from filmstrip.render._figure import FRAME, finish_axes, new_figure, round_ticks, step_ticks
 from filmstrip.render._image import Picture
 from filmstrip.render._palette import TONES
+from filmstrip.render._scale import ticks
 from filmstrip.render._sheet import Caption
 from filmstrip.render._source import Line
 from filmstrip.render._spec import CurveSpec
 from filmstrip.render.errors import SourceError
+from filmstrip.store import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +34,8 @@ __all__ = ["draw", "of_sources", "smooth"]
 # Okabe and Ito 2008, told apart by most of those who see colours otherwise; yellow is too faint.
 _COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4b5563")
 _HEIGHT: Final = 4.2
+_FEW: Final = 30  # points, of which each has a mark
+_TIMES: Final = ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86400.0, "d"))
 
 
 def smooth(values: npt.NDArray[np.float64], weight: float) -> npt.NDArray[np.float64]:
@@ -64,7 +70,14 @@ def smooth(values: npt.NDArray[np.float64], weight: float) -> npt.NDArray[np.flo
     return out
 
 
-def draw(lines: Sequence[Line], spec: CurveSpec, *, title: str | None = None) -> Picture:
+@default_settings()
+def draw(
+    lines: Sequence[Line],
+    spec: CurveSpec,
+    *,
+    title: str | None = None,
+    missing: Sequence[str] = (),
+) -> Picture:
     """Draw curves.
 
     Parameters
@@ -74,6 +87,8 @@ def draw(lines: Sequence[Line], spec: CurveSpec, *, title: str | None = None) ->
     spec : CurveSpec
     title : str or None
         None: the name of the scalar.
+    missing : sequence of str
+        Names of runs that hold nothing of the kind.
 
     Returns
     -------
@@ -91,24 +106,26 @@ def draw(lines: Sequence[Line], spec: CurveSpec, *, title: str | None = None) ->
     if not finite.size:
         positive = " above 0, which a logarithmic axis needs" if spec.log else ""
         raise SourceError(f"{name or 'the curve'} has no finite value{positive}")
-    caption = Caption(name, tuple(_parts(lines, spec)), "")
-    figure = new_figure(caption, height=_HEIGHT, dpi=spec.dpi)
+    parts = _parts(lines, spec)
+    parts += [f"none in {', '.join(missing)}"] if missing else []
+    caption = Caption(name, tuple(parts), "")
+    figure, top = new_figure(caption, height=_HEIGHT, dpi=spec.dpi)
     many = len(drawable) > 1
-    axes = figure.add_axes((FRAME, 0.115, 0.7 if many else 0.88, 0.66))
+    axes = figure.add_axes((FRAME, 0.115, 0.7 if many else 0.88, top - 0.115))
     for i, line in enumerate(drawable):
         color = _color(i, len(drawable))
         smoothed = smooth(line.values, spec.smoothing) if spec.smoothing else line.values
         if spec.smoothing:
-            axes.plot(line.steps, line.values, color=color, lw=0.7, alpha=0.28, zorder=2)
-        # A line of one point, or between gaps, is invisible without a mark.
-        mark = "o" if np.isfinite(line.values).sum() <= 30 else ""
-        axes.plot(line.steps, smoothed, color=color, lw=1.3, marker=mark, ms=2.4, zorder=3)
-    steps = np.concatenate([line.steps for line in drawable])
-    _limits(axes, steps, finite, spec)
+            axes.plot(line.x, line.values, color=color, lw=0.7, alpha=0.28, zorder=2)
+        marks = _marked(line.values)
+        axes.plot(
+            line.x, smoothed, color=color, lw=1.3, marker="o", markevery=marks, ms=2.4, zorder=3
+        )
+    x = np.concatenate([line.x for line in drawable])
+    _limits(axes, x, finite, spec)
     unit = _value_ticks(axes, spec)
-    step_ticks(axes.xaxis, *axes.get_xlim(), 8)
     measure = spec.stat or ""
-    finish_axes(axes, x="step", y=f"{measure} {unit}".strip())
+    finish_axes(axes, x=_x_ticks(axes, x, spec), y=f"{measure} {unit}".strip())
     axes.grid(True, axis="y", color=TONES["faint"], lw=0.4, alpha=0.6)
     axes.set_axisbelow(True)
     if many:
@@ -117,12 +134,23 @@ def draw(lines: Sequence[Line], spec: CurveSpec, *, title: str | None = None) ->
 
 
 def _name(spec: CurveSpec) -> str:
-    return spec.name if spec.stat is None else f"{spec.name} · {spec.stat}"
+    if spec.stat is None:
+        return spec.name if spec.name != "*" else "scalars"
+    return f"{spec.name} · {spec.stat}"
+
+
+def _marked(values: npt.NDArray[np.float64]) -> list[int]:
+    """Points that are marked: those of a short line, and those that no line would show."""
+    known = np.isfinite(values)
+    if known.sum() > _FEW:
+        beside = np.pad(known, 1)
+        known &= ~(beside[:-2] | beside[2:])
+    return [int(i) for i in np.flatnonzero(known)]
 
 
 def _parts(lines: Sequence[Line], spec: CurveSpec) -> list[str]:
-    parts = [spec.kind if spec.stat is not None else "scalars"]
-    count = max((len(line.steps) for line in lines), default=0)
+    parts = [spec.kind if spec.stat is not None else "scalars"] if _name(spec) != "scalars" else []
+    count = max((len(line.x) for line in lines), default=0)
     parts.append(f"{count} step{'s' * (count != 1)}")
     if len(lines) > 1:
         parts.append(f"{len(lines)} curves")
@@ -138,7 +166,7 @@ def _parts(lines: Sequence[Line], spec: CurveSpec) -> list[str]:
 
 def _drawable(line: Line, spec: CurveSpec) -> Line:
     shown = np.isfinite(line.values) & ((line.values > 0) | (not spec.log))
-    return Line(line.label, line.steps, np.where(shown, line.values, np.nan))
+    return Line(line.label, line.x, np.where(shown, line.values, np.nan))
 
 
 def _color(i: int, count: int) -> str:
@@ -152,9 +180,9 @@ def _color(i: int, count: int) -> str:
 
 
 def _limits(
-    axes: Axes, steps: npt.NDArray[np.int64], values: npt.NDArray[np.float64], spec: CurveSpec
+    axes: Axes, x: npt.NDArray[np.float64], values: npt.NDArray[np.float64], spec: CurveSpec
 ) -> None:
-    first, last = float(steps.min()), float(steps.max())
+    first, last = float(x.min()), float(x.max())
     margin = 0.01 * (last - first) or 0.5
     axes.set_xlim(first - margin, last + margin)
     low, high = float(values.min()), float(values.max())
@@ -165,6 +193,21 @@ def _limits(
         return
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
     axes.set_ylim(low - margin, high + margin)
+
+
+def _x_ticks(axes: Axes, x: npt.NDArray[np.float64], spec: CurveSpec) -> str:
+    """Set ticks to the right and return what they count."""
+    low, high = axes.get_xlim()
+    if spec.x == "time":
+        # The largest unit of which there are two.
+        second, unit = max(t for t in _TIMES if t[0] == 1 or 2 * t[0] <= high - low)
+        marks, power = ticks(low / second, high / second, 8)
+        axes.set_xticks([at * second for at, _ in marks], [label for _, label in marks])
+        return f"time ({power} {unit})".replace("( ", "(")
+    if (x == np.rint(x)).all():
+        step_ticks(axes.xaxis, low, high, 8)
+        return "step"
+    return f"step {round_ticks(axes.xaxis, low, high, 8)}".rstrip()
 
 
 def _value_ticks(axes: Axes, spec: CurveSpec) -> str:
@@ -182,6 +225,8 @@ def _value_ticks(axes: Axes, spec: CurveSpec) -> str:
             plain = f"{value:g}" if -4 < power < 5 else f"{factor}×10{str(power).translate(raised)}"
             if low <= value <= high:
                 marks.append((value, plain.removeprefix("1×") if factor == 1 else plain))
+    if len(marks) < 2:  # within a power of ten there are no others
+        marks, _ = ticks(low, high, 7)
     axes.yaxis.set_ticks([v for v, _ in marks], [t for _, t in marks])
     axes.yaxis.set_ticks([], minor=True)
     return ""
@@ -203,18 +248,37 @@ def _names(axes: Axes, lines: Sequence[Line], spec: CurveSpec) -> None:
     shown = ends if len(ends) <= _most(box.height, apart) else _spread(ends, box.height, apart)
     limit = round(0.185 * 7.0 * _text.DPI)
     places = _apart([y for y, _ in shown], apart, box.y0, box.y1)
+    labels = _shortened([line.label for line in lines], limit)
     for place, (_, i) in zip(places, shown, strict=True):
-        text = _text.ellipsize(lines[i].label, 7.0, limit)
         axes.text(
             1.012,
             (place - box.y0) / box.height,
-            _text.printable(text),
+            _text.printable(labels[i]),
             transform=axes.transAxes,
             fontproperties=_text.font(7.0),
             color=_color(i, len(lines)),
             va="center",
             parse_math=False,
         )
+
+
+def _shortened(labels: Sequence[str], limit: int) -> list[str]:
+    """Cut labels to a width, and what layers have in common first where they would look alike."""
+    short = [_text.ellipsize(label, 7.0, limit) for label in labels]
+    if len(set(short)) == len(set(labels)):
+        return short
+    parts = [label.split(".") for label in labels]
+    first = _shared(parts)
+    last = _shared([one[first:][::-1] for one in parts])
+    middles = [".".join(one[first : len(one) - last]) for one in parts]
+    framed = [f"{'…' * (first > 0)}{middle}{'…' * (last > 0)}" for middle in middles]
+    return [_text.ellipsize(one, 7.0, limit) for one in framed]
+
+
+def _shared(parts: Sequence[Sequence[str]]) -> int:
+    """Count the parts that all begin with."""
+    columns = zip(*parts, strict=False)
+    return len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
 
 
 def _most(height: float, apart: float) -> int:
@@ -245,19 +309,19 @@ def of_sources(sources: Sequence[Source], spec: Spec) -> Picture:
     assert isinstance(spec, CurveSpec)
     if len(sources) == 1:
         return draw(sources[0].series(spec), spec)
-    lines = []
-    failed: SourceError | None = None
+    lines: list[Line] = []
+    failed: list[tuple[str, SourceError | StoreError]] = []
     for source in sources:
         try:
             found = source.series(spec)
-        except SourceError as error:
-            failed = error
+        except (SourceError, StoreError) as error:
+            failed.append((source.name, error))
             continue
         several = len(found) > 1
         lines += [
-            Line(f"{source.name} {line.label}" if several else source.name, line.steps, line.values)
+            Line(f"{source.name} {line.label}" if several else source.name, line.x, line.values)
             for line in found
         ]
-    if not lines and failed is not None:
-        raise failed
-    return draw(lines, spec)
+    if not lines:
+        raise failed[0][1]
+    return draw(lines, spec, missing=[name for name, _ in failed])

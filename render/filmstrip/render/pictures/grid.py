@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from filmstrip.render._array_source import as_real
-from filmstrip.render._grid_sheet import MOST_PIXELS, plan_tiles, tile_sheet
+from filmstrip.render._grid_sheet import plan_tiles, tile_sheet
 from filmstrip.render._image import Picture
 from filmstrip.render._layout import Arrangement, arrange
 from filmstrip.render._matrix_sheet import matrix_sheet, plan_matrix
 from filmstrip.render._palette import BACKGROUND, NAN, NEGINF, POSINF, check_colormap, quantise
 from filmstrip.render._picks import pick_entries
 from filmstrip.render._scale import Scale, ScaleMode, choose_scale
-from filmstrip.render._sheet import Caption, Ruler, Sheet
+from filmstrip.render._sheet import Caption, Ruler, Sheet, check_size
 from filmstrip.render._spec import GridSpec
 from filmstrip.render._tiles import pool
-from filmstrip.render.errors import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,19 +70,18 @@ def draw(source: Source, spec: GridSpec, *, title: str | None = None) -> Picture
     if spec.scale == "run" and limits is None:
         words.append("no run to take the scale from")
     if arranged.flat:
-        sheet = _flat(arranged, picked, frame, spec, limits, words, title)
+        sheet = _flat(arranged, picked, names, frame, spec, limits, words, title)
     else:
         sheet = _tiled(arranged, picked, names, frame, spec, limits, words, title)
-    if sheet.chrome.width * sheet.chrome.height > MOST_PIXELS:
-        raise SpecError(
-            f"the picture would have {sheet.chrome.width} × {sheet.chrome.height} pixels; "
-            "pick channels, set columns, or allow downsampling"
-        )
+    check_size((sheet.chrome.width, sheet.chrome.height))
     return Picture(sheet=sheet, dpi=spec.dpi)
 
 
 def _pick(arranged: Arrangement, spec: GridSpec) -> tuple[npt.NDArray[Any], list[int]]:
-    """Apply ``channels``: to groups, or to the rows of a weight matrix, or to units."""
+    """Apply ``channels``: to groups, or to the rows of a weight matrix, or to units.
+
+    Returns the values and the numbers of what was picked.
+    """
     values = arranged.values
     if spec.channels == "all":
         return values, list(range(values.shape[0]))
@@ -92,9 +90,13 @@ def _pick(arranged: Arrangement, spec: GridSpec) -> tuple[npt.NDArray[Any], list
             spec.channels, values.shape[0], "filter" if arranged.filters else "channel"
         )
         return values[names], names
-    axis = 2 if arranged.row_name == "out features" else 3
+    axis = _picked_axis(arranged)
     entries = pick_entries(spec.channels, values.shape[axis], "channel")
-    return values.take(entries, axis=axis), [0]
+    return values.take(entries, axis=axis), entries
+
+
+def _picked_axis(arranged: Arrangement) -> int:
+    return 2 if arranged.row_name == "out features" else 3
 
 
 def _scale(
@@ -156,6 +158,7 @@ def _tiled(
         ruler=ruler,
     )
     groups, inner, h, w = picked.shape
+    check_size(plan.block(h, w))
     values = picked[: plan.groups, : plan.inner]
     scale = _scale(values, spec, limits)
     pooled = pool(values, (plan.factor, plan.factor), spec.downsample)
@@ -212,6 +215,7 @@ def _pooled(factors: tuple[int, int], spec: GridSpec) -> str:
 def _flat(
     arranged: Arrangement,
     picked: npt.NDArray[Any],
+    numbers: list[int],
     frame: Frame,
     spec: GridSpec,
     limits: tuple[float, float] | None,
@@ -222,6 +226,7 @@ def _flat(
     plane = picked[0, 0]
     h, w = plane.shape
     plan = plan_matrix(h, w, downsample=spec.downsample, ruler=ruler)
+    check_size(plan.block(h, w))
     scale = _scale(picked, spec, limits, flat=True)
     pooled = pool(plane, plan.factors, spec.downsample)
     levels = quantise(pooled, scale.low, scale.high)
@@ -236,6 +241,11 @@ def _flat(
         parts.append(f"{h} samples × {w} units")
     else:
         parts.append(f"{h}×{w}")
+    numbered: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    if spec.channels != "all":
+        axis = _picked_axis(arranged)
+        parts.append(f"{len(numbers)} of {arranged.values.shape[axis]}")
+        numbered = (tuple(numbers), ()) if axis == 2 else ((), tuple(numbers))
     parts += [scale.words.replace("shared scale", "one scale"), *words]
     shown = plane
     if plan.wrap is not None:
@@ -256,6 +266,7 @@ def _flat(
         scale=scale,
         caption=_caption(spec, parts, title),
         axes=names,
+        numbers=numbered if plan.wrap is None else ((), ()),
         bad=bad,
         cmap=_cmap(spec, scale),
         ruler=ruler,
