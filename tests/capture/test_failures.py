@@ -130,7 +130,9 @@ def test_frames_end_at_max_run_bytes_and_statistics_go_on(
     training = trained()
     with Capture(training.model, training.optimizer, f"{run}-small", every=1):
         training.run(batches(1))
-    limit = open_run(f"{run}-small").status().bytes + 200_000
+    size = open_run(f"{run}-small").status().bytes
+    assert size is not None
+    limit = size + 200_000
     with Capture(training.model, training.optimizer, run, every=1, max_run_bytes=limit):
         training.run(batches(12))
 

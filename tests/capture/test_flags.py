@@ -190,3 +190,13 @@ def test_quiet_says_nothing(
     one_step(capture_from_arguments(parse("--capture", run), model, optimizer), model, optimizer)
 
     assert capsys.readouterr().err == ""
+
+
+def test_flags_of_the_script_that_look_like_ours_are_left_alone(run: str) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--capture-run", default=5)
+    args = add_capture_arguments(parser).parse_args(["--capture-run", "7", "--capture", run])
+    model, optimizer = line()
+    one_step(capture_from_arguments(args, model, optimizer), model, optimizer)
+
+    assert open_run(run).steps("weights").tolist() == [0]

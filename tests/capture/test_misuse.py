@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -30,6 +31,8 @@ def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
         ("phases", ("train", "eval"), "choose"),
         ("step", -1, "step=-1 is not a step"),
         ("step", 1.5, "step=1.5 is not a step"),
+        ("step", True, "step=True is not a step"),
+        ("step", lambda: None, r"step\(\)=None is not a whole number"),
         ("probe", (1, 2), "without a tensor"),
         ("exclude", "*", r"leaves no activations or weights or gradients of this Sequential"),
     ],
@@ -125,7 +128,7 @@ def test_disabled_does_nothing_whatever_else_is_wrong(
     run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, optimizer = model_and_optimizer()
-    with Capture(model, optimizer, run, enabled=False, every=0) as capture:
+    with Capture(model, optimizer, run, enabled=np.False_, every=0) as capture:  # type: ignore[arg-type]
         capture.log(loss=1.0)
         capture.image("x", torch.ones(2, 2))
         capture.step()

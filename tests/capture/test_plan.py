@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from filmstrip.capture import Plan, PlanError
+from filmstrip.capture._keywords import read_flag
 from filmstrip.capture._settings import DEFAULTS, settle
 from filmstrip.capture._size import parse_share, parse_size
 
@@ -24,7 +26,9 @@ def test_sizes_are_read_as_people_write_them(text: object, size: int) -> None:
     assert parse_size("max_run_bytes", text) == size
 
 
-@pytest.mark.parametrize("text", ["64XB", "", "-1", "MB", 0, -5, None, True, "1e9"])
+@pytest.mark.parametrize(
+    "text", ["64XB", "", "-1", "MB", 0, -5, None, True, "1e9", "9" * 400 + "GB"]
+)
 def test_a_bad_size_is_refused_by_name(text: object) -> None:
     with pytest.raises(PlanError, match="max_run_bytes="):
         parse_size("max_run_bytes", text)
@@ -126,12 +130,6 @@ def test_ceilings_beat_the_command_line_beats_the_environment_beats_the_plan_bea
     assert settle(code, environment=ceiling, command={"max_run_bytes": 5}).max_run_bytes == 5
 
 
-def test_off_in_the_environment_beats_everything() -> None:
-    assert not settle(
-        {**DEFAULTS, "enabled": True}, environment={"FILMSTRIP": "off"}, command={}
-    ).enabled
-
-
 @pytest.mark.parametrize(
     ("keyword", "value", "message"),
     [
@@ -140,8 +138,44 @@ def test_off_in_the_environment_beats_everything() -> None:
         ("run", 3, "run=3 is not a path"),
         ("metadata", 3, "metadata=3 is not a mapping"),
         ("metadata", {"net": object()}, "metadata cannot be written as JSON"),
+        ("metadata", {"best": float("nan")}, "metadata cannot be written as JSON"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(keyword: str, value: object, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         settle({**DEFAULTS, keyword: value}, environment={}, command={})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    plan = Plan(
+        every=np.int64(2),  # type: ignore[arg-type]
+        steps=np.arange(0, 20, 10),
+        fsync=np.True_,  # type: ignore[arg-type]
+        max_run_bytes=np.int64(10**9),  # type: ignore[arg-type]
+        max_overhead=np.float32(0.5),  # type: ignore[arg-type]
+    )
+
+    assert plan.said() == {
+        "every": 2,
+        "steps": {0, 10},
+        "fsync": True,
+        "max_run_bytes": 10**9,
+        "max_overhead": 0.5,
+    }
+
+
+@pytest.mark.parametrize("value", [False, np.False_, 0, "no", "Off "])
+def test_a_no_is_a_no_in_every_form(value: object) -> None:
+    assert read_flag("enabled", value) is False
+
+
+def test_what_is_no_plan_and_no_interval_is_refused_in_one_line() -> None:
+    with pytest.raises(PlanError, match="plan=5 is not a Plan, a mapping or the path"):
+        Plan.read(5)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="every=array"):
+        Plan(every=np.ones(2))  # type: ignore[arg-type]
+
+
+def test_a_bad_value_in_the_environment_is_blamed_on_its_variable() -> None:
+    with pytest.raises(PlanError, match="FILMSTRIP_EVERY='often'"):
+        settle(DEFAULTS, environment={"FILMSTRIP_EVERY": "often"}, command={"every": 3})

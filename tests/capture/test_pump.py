@@ -46,6 +46,7 @@ def test_jobs_are_done_in_order_and_close_waits_for_all_of_them() -> None:
 def test_the_run_is_closed_by_the_thread_that_wrote_it_and_once() -> None:
     threads = list[str]()
     pump = Pump(lambda: threads.append(threading.current_thread().name), ledger=Ledger())
+    pump.start()
     pump.close(timeout=10)
     pump.close(timeout=10)
 

@@ -122,17 +122,20 @@ def test_a_probe_runs_in_eval_mode_and_leaves_every_module_as_it_was(
 
 
 class Restless(torch.nn.Module):
-    """Draws random numbers and changes a buffer even in eval mode."""
+    """Draws random numbers, and changes one buffer and replaces another even in eval mode."""
 
     calls: torch.Tensor
+    replaced: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.fc = torch.nn.Linear(3, 2)
         self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("replaced", torch.zeros(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
+        self.replaced = self.replaced + 1
         noise = torch.rand(()) + random.random() + np.random.rand()  # noqa: NPY002
         return self.fc(x) * noise  # type: ignore[no-any-return]
 
@@ -151,7 +154,7 @@ def test_a_probe_leaves_buffers_and_random_numbers_as_they_were(run: str) -> Non
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses += [float(loss.detach()), float(model.calls)]
+            losses += [float(loss.detach()), float(model.calls), float(model.replaced)]
         taken.close()
         return losses
 

@@ -199,9 +199,9 @@ def capture_from_arguments(
     from filmstrip.capture.pytorch import Capture
 
     said = {
-        name.removeprefix("capture_"): value
-        for name, value in vars(args).items()
-        if name.startswith("capture_")
+        keyword: getattr(args, f"capture_{keyword}")
+        for keyword in (*_WORDS, "metadata", "plan", "dry_run")
+        if hasattr(args, f"capture_{keyword}")
     }
     code = dict(code_defaults)
     probe, step, plan = code.pop("probe", None), code.pop("step", None), code.pop("plan", None)

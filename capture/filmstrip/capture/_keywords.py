@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from operator import index
 
 from filmstrip.capture._schedule import Tiers
 from filmstrip.capture._size import parse_share, parse_size
@@ -19,9 +20,9 @@ _DTYPES = ("float16", "bfloat16", "float32")
 
 def _whole(keyword: str, value: object, minimum: int) -> int:
     """Read a whole number of at least `minimum`."""
-    if isinstance(value, str):
-        with suppress(ValueError):
-            value = int(value)
+    with suppress(ValueError, TypeError):
+        if not isinstance(value, bool):
+            value = int(value) if isinstance(value, str) else index(value)  # type: ignore[arg-type]
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise PlanError(f"{keyword}={value!r} is not a whole number of {minimum} or more")
     return value
@@ -42,7 +43,7 @@ def read_every(keyword: str, value: object) -> int | dict[str, int]:
     >>> read_every("every", "statistics=10, frames=1000")
     {'statistics': 10, 'frames': 1000}
     """
-    if value == "epoch":
+    if isinstance(value, str) and value == "epoch":
         raise PlanError(
             f"{keyword}='epoch' needs a trainer that knows epochs; "
             f"give a number of steps, such as {keyword}=100"
@@ -103,10 +104,9 @@ def read_flag(keyword: str, value: object) -> bool:
         "off": False,
         "0": False,
     }
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in words:
-        return words[value.lower()]
+    word = str(value).strip().lower()  # also of NumPy's own True and False, and of 1 and 0
+    if word in words:
+        return words[word]
     raise PlanError(f"{keyword}={value!r} is neither true nor false")
 
 
@@ -139,11 +139,11 @@ def some_of(*choices: str) -> Callable[[str, object], tuple[str, ...]]:
 
 def read_overhead(keyword: str, value: object) -> float:
     """Read a share of the training time."""
-    try:
-        share = float(value) if isinstance(value, int | float | str) else -1.0
-    except ValueError:
-        share = -1.0
-    if not 0 < share <= 1 or isinstance(value, bool):
+    share = -1.0
+    if not isinstance(value, bool):
+        with suppress(ValueError, TypeError):
+            share = float(value)  # type: ignore[arg-type]
+    if not 0 < share <= 1:
         raise PlanError(
             f"{keyword}={value!r} is not a share of the time; write 0.02 for two per cent"
         )

@@ -48,9 +48,9 @@ class Ledger:
         with self._lock:
             self.counts[name] += number
 
-    def lose(self, name: str, reason: str, message: str) -> None:
+    def lose(self, name: str, reason: str, message: str, number: int = 1) -> None:
         """Count a loss, and log its message when the reason is new."""
-        self.count(name)
+        self.count(name, number)
         with self._lock:
             new = reason not in self._said
             self._said.add(reason)
@@ -61,12 +61,15 @@ class Ledger:
         """Count an exception; log the first of its type with its traceback."""
         with self._lock:
             self.counts[name] += 1
-            self._cause = self._cause or error
             self.full = self.full or (isinstance(error, OSError) and error.errno in _FULL)
             new = type(error).__name__ not in self._said
             self._said.add(type(error).__name__)
         if new:
             _LOGGER.error("filmstrip: %s: %s; training goes on", where, error, exc_info=error)
+        # The frames of a traceback hold tensors, and with them a whole graph of a step.
+        error.__traceback__ = error.__context__ = None
+        with self._lock:
+            self._cause = self._cause or error
 
     @property
     def cause(self) -> Exception | None:

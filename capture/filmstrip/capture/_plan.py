@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from os import PathLike, fspath
@@ -136,10 +134,14 @@ class Plan:
             return source
         if isinstance(source, Mapping):
             return cls._of_mapping(source, "the plan")
+        if not isinstance(source, str | PathLike):
+            raise PlanError(f"plan={source!r} is not a Plan, a mapping or the path of a TOML file")
         return cls._of_file(fspath(source))
 
     @classmethod
     def _of_file(cls, path: str) -> Plan:
+        import tomllib  # as difflib below, seldom needed, and slow to import
+
         try:
             table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
@@ -155,6 +157,8 @@ class Plan:
     def _of_mapping(cls, values: Mapping[str, object], where: str) -> Plan:
         for keyword in values:
             if keyword not in READERS:
+                import difflib
+
                 near = difflib.get_close_matches(str(keyword), READERS, n=1, cutoff=0.4)
                 hint = f"did you mean {near[0]!r}?" if near else f"it may hold {', '.join(READERS)}"
                 raise PlanError(f"{where} has the unknown keyword {keyword!r}; {hint}")

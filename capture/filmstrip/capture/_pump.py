@@ -34,7 +34,7 @@ class Job(Protocol):
 
 
 class Pump:
-    """One daemon thread between the training thread and the store, started with the first job.
+    """One daemon thread between the training thread and the store.
 
     Parameters
     ----------
@@ -56,6 +56,7 @@ class Pump:
         self._jobs: deque[Job] = deque()
         self._ring: Ring | None = None
         self._closing = False
+        self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def provide(self, slots: int) -> None:
@@ -94,14 +95,16 @@ class Pump:
                     self._ring.seal(job.slot)
             if not refused:
                 self._jobs.append(job)
-                self._start()
+                self.start()
             self._changed.notify_all()
             return not refused
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the thread, if that was not done; where none can be had, better now than later."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="filmstrip-writer", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="filmstrip-writer", daemon=True)
+            thread.start()
+            self._thread = thread
 
     @property
     def queued(self) -> int:
@@ -112,13 +115,12 @@ class Pump:
     def close(self, *, timeout: float) -> bool:
         """Let the thread do what is queued and end; False when `timeout` seconds are too short."""
         with self._changed:
-            if not self._closing:
-                self._closing = True
-                self._start()  # whatever was queued, the thread is what closes the run
+            first, self._closing = not self._closing, True
             self._changed.notify_all()
-        assert self._thread is not None
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        if self._thread is None and first:
+            self._run()
+        # Not join(): interrupted from the keyboard, it takes the thread for one that has ended.
+        return self._ended.wait(timeout)
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
@@ -136,6 +138,8 @@ class Pump:
             self._finish()
         except Exception as error:
             self._ledger.fail("failed", "the run could not be closed", error)
+        finally:
+            self._ended.set()
 
     def _next(self) -> Job | None:
         with self._changed:

@@ -73,6 +73,8 @@ class Recorder(Generic[T]):
         Whether a tap has anything to do; the only thing that it reads when nothing is due.
     tiers : Tiers
         What is due at this step.
+    ended : bool
+        Whether a step ended since attach.
     surveyed : callable
         Called once, with the layout of a capture.
 
@@ -93,6 +95,7 @@ class Recorder(Generic[T]):
     ) -> None:
         self.on = False
         self.paused = False
+        self.ended = False
         self.step = 0
         self.sites: list[Site] = []
         self.surveyed: Callable[[Blueprint], None] = lambda plan: None
@@ -129,7 +132,7 @@ class Recorder(Generic[T]):
             self.tiers = self.due(step) if step > self._last else self._repeated(step)
             self.on = any(self.tiers) and self._arm()
         except Exception as error:
-            self._ledger.fail("errors", f"step {step} could not be armed", error)
+            self.trip(f"step {step} could not be armed", error)
         self._seconds = time.perf_counter() - started
 
     def _repeated(self, step: int) -> Tiers:
@@ -200,9 +203,15 @@ class Recorder(Generic[T]):
                 f"{self._name(site)} {reason}; not kept at step {self.step}",
             )
 
+    def forget(self, kind: str) -> None:
+        """Drop what was taken of a kind in this step; it is taken again."""
+        for site in [site for site in self._taken if self.sites[site].kind == kind]:
+            del self._taken[site]
+
     def trip(self, where: str, error: Exception) -> None:
-        """Note an exception inside a tap."""
-        self._ledger.fail("errors", where, error)
+        """Note an exception inside a tap; one that was under way at close has nothing to lose."""
+        if not self._closed:
+            self._ledger.fail("errors", where, error)
 
     def take(self, site: int, tensor: T) -> None:
         """Take what is due of a tensor; a site is taken once a step."""
@@ -214,7 +223,7 @@ class Recorder(Generic[T]):
                 else:
                     self._put(site, tensor)
         except Exception as error:
-            self._ledger.fail("errors", f"{self._name(site)} could not be taken", error)
+            self.trip(f"{self._name(site)} could not be taken", error)
         self._seconds += time.perf_counter() - started
 
     def _name(self, site: int) -> str:
@@ -230,7 +239,6 @@ class Recorder(Generic[T]):
         return site
 
     def _put(self, site: int, tensor: T) -> None:
-        assert self._slot is not None
         order = self._orders[site] if site < len(self._orders) else None
         if order is None:
             return
@@ -245,11 +253,13 @@ class Recorder(Generic[T]):
             order = order.only(Tiers(False, self.tiers.statistics, self.tiers.histograms))
             if order is None:
                 return
+        assert self._slot is not None
         self._stage.put(self._slots[self._slot], order, tensor)
         self._taken[site] = -1 if kept is None else kept
 
     def end(self) -> None:
         """End a step: hand over what was taken, or count that nothing could be."""
+        self.ended = True
         if self._loss:
             self._lose(self._loss)
         if not self.on:
@@ -263,7 +273,7 @@ class Recorder(Generic[T]):
             if self._slot is not None and self._plan is not None:
                 self._hand_over(self._slot, self._plan, fence, started)
         except Exception as error:
-            self._ledger.fail("errors", f"step {self.step} could not be handed over", error)
+            self.trip(f"step {self.step} could not be handed over", error)
         self._survey = None
 
     def _lose(self, name: str) -> None:
@@ -309,9 +319,10 @@ class Recorder(Generic[T]):
         self._pump.submit(RowJob(row, slot, self._sink))
 
     def close(self) -> None:
-        """Take nothing any more."""
-        self._closed = True
-        try:
-            self._give_up()
-        except Exception as error:
-            self._ledger.fail("errors", "capture could not be closed", error)
+        """Take nothing any more, and let go of all memory.
+
+        Training may be in the middle of a step, in another thread. No lock is taken: a process that
+        was forked while somebody held one calls this, too.
+        """
+        self._closed, self.on = True, False
+        self._survey, self._slot, self._slots = None, None, []

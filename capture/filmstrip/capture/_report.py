@@ -6,8 +6,9 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
-from filmstrip.capture._budget import Blueprint
+from filmstrip.capture._budget import Blueprint, storable
 from filmstrip.capture._seams import Site
 from filmstrip.capture._settings import Settings
 from filmstrip.capture._size import size_text
@@ -19,9 +20,10 @@ _SLOTS_PER_SHARD = 255
 def say(text: str) -> None:
     """Write lines to stderr, unless FILMSTRIP_QUIET is set."""
     if not os.environ.get("FILMSTRIP_QUIET"):
-        for line in text.splitlines():
-            sys.stderr.write(f"filmstrip: {line}\n")
-        sys.stderr.flush()
+        lines = "".join(f"filmstrip: {line}\n" for line in text.splitlines())
+        with suppress(Exception):  # there may be no stderr, or nobody who reads it
+            sys.stderr.write(lines)
+            sys.stderr.flush()
 
 
 def attach_line(layers: Mapping[str, int], settings: Settings, *, path: str) -> str:
@@ -55,6 +57,13 @@ def survey_lines(plan: Blueprint, settings: Settings, *, unfired: Sequence[str])
     if degraded:
         limit = size_text(settings.max_capture_bytes)
         lines.append(f"to stay under max_capture_bytes={limit}: {_some(degraded, '; ')}")
+    strange = [
+        f"{site.kind} of {site.layer!r} ({site.dtype})"
+        for site in plan.sites
+        if site.dtype and site.tiers.frames and not storable(site.dtype)
+    ]
+    if strange:
+        lines.append(f"no frames of {_some(strange, ', ')}, whose dtype is not one of the store's")
     if unfired:
         lines.append(
             f"nothing came from {_some(unfired, ', ')}: not called in the first captured step, or "
@@ -77,7 +86,7 @@ def _degraded(plan: Blueprint) -> Iterable[str]:
             continue
         if order.take is not None and (words := order.take.degraded(site.dtype)):
             yield f"{site.kind} of {site.layer!r}: {words}"
-        elif order.take is None and site.tiers.frames:
+        elif order.take is None and site.tiers.frames and storable(site.dtype):
             yield f"{site.kind} of {site.layer!r}: statistics only"
 
 

@@ -155,6 +155,9 @@ class Watcher(Protocol[Tin]):
     def take(self, site: int, tensor: Tin) -> None:
         """Take what is due of a tensor."""
 
+    def forget(self, kind: str) -> None:
+        """Drop what was taken of a kind in this step; it is taken again."""
+
     def skip(self, site: int, reason: str) -> None:
         """Say why a tensor that is due is not taken."""
 

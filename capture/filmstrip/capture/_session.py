@@ -122,6 +122,9 @@ class Session(Generic[T]):
             ledger=self.ledger,
         )
         self._tap: Tap[T] | None = None
+        self._newest: dict[str, int] = {}
+        if self._sink is not None:
+            self._sink.queued = lambda: self._pump.queued
 
     def _create(self, framework: str, first_step: int | None) -> RunSink:
         # The store imports zarr, which a training script pays for only when it captures.
@@ -167,6 +170,8 @@ class Session(Generic[T]):
             Number of layers by kind, for the line at attach.
         """
         self._tap = tap
+        if self._sink is not None:
+            self._pump.start()
         for site in tap.sites():
             self.recorder.add(site)
 
@@ -183,15 +188,30 @@ class Session(Generic[T]):
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Queue scalars; they are turned into floats by the writer thread."""
-        self._submit(lambda sink: _Scalars(sink, step, values), number=len(values))
+        self._submit(
+            lambda sink: _Scalars(sink, step, values), "scalars", step=step, number=len(values)
+        )
 
     def frames(
         self, kind: str, step: int, frames: Mapping[str, tuple[npt.NDArray[Any], FrameSpec]]
     ) -> None:
         """Queue frames that did not pass through a slot."""
-        self._submit(lambda sink: _Frames(sink, kind, step, frames), number=len(frames))
+        self._submit(
+            lambda sink: _Frames(sink, kind, step, frames), kind, step=step, number=len(frames)
+        )
 
-    def _submit(self, job: Callable[[RunSink], Job], *, number: int) -> None:
+    def _submit(self, job: Callable[[RunSink], Job], kind: str, *, step: int, number: int) -> None:
+        newest = self._newest.setdefault(kind, step)
+        if step < newest:
+            self.ledger.lose(
+                "unlogged",
+                f"falling {kind}",
+                f"the step of {kind} fell from {newest} to {step}; "
+                f"none are kept until it is {newest} again",
+                number,
+            )
+            return
+        self._newest[kind] = step
         if self._sink is not None and not self._pump.submit(job(self._sink)):
             self.ledger.count("unlogged", number)
 
@@ -224,3 +244,9 @@ class Session(Generic[T]):
             ) from self.ledger.cause
         if lost:
             _LOGGER.warning("filmstrip: %s: %s; the run's health has the steps", self.path, lost)
+        if self._sink is not None and not self.recorder.ended:
+            _LOGGER.warning(
+                "filmstrip: %s: no step ended, so nothing of the model was captured; "
+                "the optimizer given to capture must be the one that steps, in this process",
+                self.path,
+            )

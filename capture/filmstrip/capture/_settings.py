@@ -27,7 +27,6 @@ class Settings:
     """Everything that is decided before a model is looked at; see `Plan` for the words."""
 
     run: str
-    enabled: bool
     dry_run: bool
     metadata: Mapping[str, object]
     every: int | Mapping[str, int]
@@ -95,7 +94,7 @@ def settle(
     Parameters
     ----------
     code : mapping
-        A value for every field of `Settings`, ``enabled`` may be None.
+        A value for every field of `Settings`; ``enabled`` is the adapter's to look at.
     plan : Plan, mapping or path, optional
         Beats the code.
     environment : mapping of str to str
@@ -122,9 +121,10 @@ def settle(
     values = dict(code)
     if plan is not None:
         values |= Plan.read(plan).said()
-    for keyword in ("run", "every"):
-        if said := environment.get(f"FILMSTRIP_{keyword.upper()}", "").strip():
-            values[keyword] = said
+    if said := environment.get("FILMSTRIP_RUN", "").strip():
+        values["run"] = said
+    if said := environment.get("FILMSTRIP_EVERY", "").strip():
+        values["every"] = READERS["every"]("FILMSTRIP_EVERY", said)
     values |= command
     values |= {
         keyword: read(keyword, values[keyword])
@@ -141,11 +141,10 @@ def settle(
     if metadata is not None and not isinstance(metadata, Mapping):
         raise PlanError(f"metadata={metadata!r} is not a mapping, such as {{'seed': 1}}")
     try:
-        json.dumps(metadata)
+        json.dumps(metadata, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise PlanError(f"metadata cannot be written as JSON: {error}") from error
     values["run"], values["metadata"] = str(fspath(run)), dict(metadata or {})
-    values["enabled"] = values["enabled"] is not False and not switched_off(environment)
     values["dry_run"] = read_flag("dry_run", values["dry_run"])
     if ceiling := environment.get("FILMSTRIP_MAX_RUN_BYTES", "").strip():
         limit = parse_size("FILMSTRIP_MAX_RUN_BYTES", ceiling)

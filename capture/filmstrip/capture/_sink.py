@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ from filmstrip.store._bits import ascending
 from filmstrip.store._frame import FrameSpec
 
 if TYPE_CHECKING:
-    from filmstrip.capture._pump import Pump
     from filmstrip.store._recording import RunWriter
     from filmstrip.store._writer import KindWriter, StatisticsWriter
 
@@ -74,14 +74,14 @@ class RunSink:
         self._written = self._rows = self._looked_up = 0
         self._last_step: int | None = None
         self._told: dict[str, int] = {}
-        self.pump: Pump | None = None
+        self.queued: Callable[[], int] = lambda: 0
 
     def write(self, row: Row) -> None:
         """Write a row of every kind, and what it cost."""
         started = time.perf_counter()
         cost = {
             "capture_seconds": row.seconds,
-            "queued": float(0 if self.pump is None else self.pump.queued),
+            "queued": float(self.queued()),
         }
         try:
             cost["bytes"] = float(self._write_kinds(row))
@@ -214,8 +214,7 @@ class RunSink:
     def _size(self) -> int:
         """Return the run's bytes: looked up on disk now and then, with frames added in between."""
         if self._looked_up == self._rows or self._written >= self._max_run_bytes:
-            paths = Path(self._run.path).rglob("*")
-            self._written = sum(path.stat().st_blocks * 512 for path in paths if path.is_file())
+            self._written = _bytes_below(self._run.path)
             self._looked_up = self._rows + min(self._rows + 1, _LONGEST_ESTIMATE)
         self._rows += 1
         return self._written
@@ -224,6 +223,16 @@ class RunSink:
         losses = self._ledger.snapshot()
         self._run.log_health(step, {**cost, **losses})
         self._last_step, self._told = step, losses
+
+
+def _bytes_below(folder: str | PathLike[str]) -> int:
+    """Return what a folder takes on the disk; files may come and go meanwhile."""
+    found = 0
+    for path in Path(folder).rglob("*"):
+        with contextlib.suppress(OSError):
+            if path.is_file():
+                found += path.stat().st_blocks * 512
+    return found
 
 
 def _rows(row: Row, numbers: list[int], dtype: np.dtype[Any], width: int) -> npt.NDArray[Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from operator import index
 
 from filmstrip.capture.errors import PlanError
 
@@ -36,13 +38,14 @@ def parse_size(keyword: str, value: object) -> int:
     (1500000000, 65536)
     """
     size = None
-    if isinstance(value, int) and not isinstance(value, bool):
-        size = value
-    elif isinstance(value, float) and value.is_integer():
-        size = int(value)
-    elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
-        number, power, binary = match.groups()
-        size = int(float(number) * (1024 if binary else 1000) ** _POWERS[power.upper()])
+    with suppress(TypeError, OverflowError):
+        if isinstance(value, float) and value.is_integer():
+            size = int(value)
+        elif not isinstance(value, str | bool):
+            size = index(value)  # type: ignore[arg-type]
+        elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+            number, power, binary = match.groups()
+            size = int(float(number) * (1024 if binary else 1000) ** _POWERS[power.upper()])
     if size is None or size < 1:
         raise PlanError(
             f"{keyword}={value!r} is not a size; write bytes, or text such as '64MB' or '20GB'"

@@ -17,6 +17,7 @@ from filmstrip.capture.errors import UnsupportedModelError
 from filmstrip.capture.pytorch._clock import Clock
 from filmstrip.capture.pytorch._layout import parameter_layout
 from filmstrip.capture.pytorch._model import Variable
+from filmstrip.capture.pytorch._stage import unreadable
 
 OptimizerLike = torch.optim.Optimizer
 
@@ -182,8 +183,8 @@ class OptimizerTaps:
                 tensor = tensor.grad
             if tensor is None:
                 continue
-            if tensor.layout is not torch.strided:
-                self._recorder.skip(site, f"are of layout {tensor.layout}")
+            if reason := unreadable(tensor):
+                self._recorder.skip(site, reason)
             else:
                 self._recorder.take(site, tensor)
 

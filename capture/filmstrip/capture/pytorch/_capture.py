@@ -5,14 +5,17 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from operator import index
 from os import PathLike
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, SupportsIndex
 
 import torch
 from torch import nn
 
+from filmstrip.capture._keywords import read_flag, read_step
 from filmstrip.capture._plan import PlanLike
 from filmstrip.capture._settings import Settings, settle, switched_off
 
@@ -193,16 +196,22 @@ class Capture:
     ) -> None:
         self._session: Session[torch.Tensor] | None = None
         self._images: ImageShelf | None = None
-        self._closed = False
-        self._pid = os.getpid()
-        self._first = step if isinstance(step, int) else 0
-        if code["enabled"] is False or switched_off(os.environ):
+        self._closed = self._done = False
+        self._first = index(step) if isinstance(step, SupportsIndex) else 0
+        enabled = code["enabled"] is None or read_flag("enabled", code["enabled"])
+        if not enabled or switched_off(os.environ):
             return
         settings = settle(code, plan=plan, environment=os.environ, command=command)
-        from filmstrip.capture.pytorch._checks import check_settings, optimizers_of, ranks_here
+        from filmstrip.capture.pytorch._checks import (
+            check_settings,
+            checked_step,
+            optimizers_of,
+            ranks_here,
+        )
 
+        step = checked_step(step)
         rank, ranks = ranks_here()
-        check_settings(settings, step=step, ranks=ranks)
+        check_settings(settings, ranks=ranks)
         if rank != 0:
             return
         self._start(model, optimizers_of(optimizer), settings, step=step, probe=probe, ranks=ranks)
@@ -231,7 +240,7 @@ class Capture:
             settings,
             stage=DryStage() if settings.dry_run else CpuStage(),
             framework=f"pytorch {torch.__version__.partition('+')[0]}",
-            first_step=step() if callable(step) else step,
+            first_step=read_step("step()", step()) if callable(step) else step,
             ranks=ranks,
         )
         layers = {"activations": len(selection.layers)}
@@ -240,8 +249,20 @@ class Capture:
         self._session, self._tap, self._counts = session, tap, bool(optimizers)
         self._images = ImageShelf(session, samples=settings.samples)
         tap.forward.probed = self._keep_probe
-        session.start(tap, unfired=lambda: tap.forward.unfired, layers=layers)
+        try:
+            session.start(tap, unfired=lambda: tap.forward.unfired, layers=layers)
+        except BaseException:
+            self._close_quietly()
+            raise
         atexit.register(self._close_quietly)
+        itself = weakref.ref(self)
+
+        def forked() -> None:
+            capture = itself()
+            if capture is not None:
+                capture._leave_to_parent()
+
+        os.register_at_fork(after_in_child=forked)
 
     @property
     def path(self) -> str | None:
@@ -281,18 +302,24 @@ class Capture:
         if self._session is None or self._closed:
             return
         numbers: dict[str, object] = {}
-        for name, value in {**(values or {}), **named}.items():
-            number = _number(value)
-            if number is None:
-                self._session.ledger.lose(
-                    "unlogged",
-                    f"scalar {name}",
-                    f"log of {name!r} needs one number, not a {type(value).__name__}; not kept",
-                )
-            else:
-                numbers[str(name)] = number
+        try:
+            for name, value in {**({} if values is None else values), **named}.items():
+                self._add_number(numbers, name, value)
+        except Exception as error:
+            self._session.ledger.lose(
+                "unlogged", "log", f"log needs a mapping of names to numbers; not kept: {error}"
+            )
         if numbers:
             self._session.log(self._tap.clock.logged, numbers)
+
+    def _add_number(self, numbers: dict[str, object], name: object, value: object) -> None:
+        try:
+            numbers[str(name)] = _number(value)
+        except Exception as error:
+            assert self._session is not None
+            self._session.ledger.lose(
+                "unlogged", f"scalar {name}", f"log of {name!r} needs one number; not kept: {error}"
+            )
 
     def image(self, name: str, x: ImageLike, *, layout: str | None = None) -> None:
         """Record an image, or any array, at steps at which frames are due.
@@ -307,7 +334,7 @@ class Capture:
             One letter an axis, as ``"NCHW"`` or ``"HW"``; of a leading N, ``samples`` are kept.
         """
         if self._images is not None and not self._closed:
-            self._images.put(name, x, layout=layout, step=self._tap.clock.logged)
+            self._images.put(str(name), x, layout=layout, step=self._tap.clock.logged)
 
     def step(self) -> None:
         """Say that a step is over, where there is no optimizer to tell.
@@ -342,14 +369,29 @@ class Capture:
         CaptureError
             If something was lost that capture had promised to keep.
         """
-        # A forked worker holds a copy of this object, but neither its thread nor its run.
-        if self._session is None or self._closed or os.getpid() != self._pid:
+        if self._session is None or self._done:
             return
-        self._closed = True
-        atexit.unregister(self._close_quietly)
-        if self._images is not None:
+        if self._images is not None and not self._closed:
             self._images.flush()
-        self._session.close()
+        self._closed = True
+        try:
+            self._session.close()
+        except KeyboardInterrupt:
+            raise  # who is in a hurry may call again; at exit, what is pending is waited for
+        except BaseException:
+            self._end()
+            raise
+        self._end()
+
+    def _end(self) -> None:
+        self._done = True
+        atexit.unregister(self._close_quietly)
+
+    def _leave_to_parent(self) -> None:
+        """Do nothing in a forked process, which has neither the writer thread nor the run."""
+        self._closed = self._done = True
+        if self._session is not None:
+            self._session.recorder.close()
 
     def _close_quietly(self) -> None:
         try:
@@ -387,14 +429,13 @@ class Capture:
 _NOT_SETTINGS = frozenset({"self", "model", "optimizer", "step", "probe", "plan"})
 
 
-def _number(value: object) -> object | None:
-    """Return what the writer thread can turn into a float, None for anything else."""
+def _number(value: object) -> object:
+    """Return what the writer thread can turn into a float; raise if it is not one number."""
     if isinstance(value, torch.Tensor):
-        if value.numel() != 1 or value.is_complex():
-            return None
         value = value.detach()
-        return float(value) if value.device.type == "cpu" else value.clone()
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
+        if value.numel() != 1 or value.is_complex() or value.device.type in ("cpu", "meta"):
+            return float(value)
+        return value.clone()
+    if getattr(value, "size", None) == 1:
+        value = value.item()  # type: ignore[attr-defined]  # NumPy gives up float(array)
+    return float(value)  # type: ignore[arg-type]

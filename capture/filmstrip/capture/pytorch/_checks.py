@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from filmstrip.capture._keywords import read_step
 from filmstrip.capture._settings import Settings
 from filmstrip.capture.errors import PlanError
 from filmstrip.capture.pytorch._backward import OptimizerLike, unwrapped
+from filmstrip.capture.pytorch._clock import StepLike
 
 
 def ranks_here() -> tuple[int, int]:
@@ -29,12 +31,20 @@ def optimizers_of(
     return [unwrapped(one) for one in several]
 
 
-def check_settings(settings: Settings, *, step: object, ranks: int) -> None:
-    """Refuse what this adapter cannot do."""
-    if not callable(step) and step is not None and (not isinstance(step, int) or step < 0):
+def checked_step(step: object) -> StepLike:
+    """Return a first step, or what returns the trainer's."""
+    if step is None or callable(step):
+        return step
+    try:
+        return read_step("step", step)
+    except PlanError as error:
         raise PlanError(
             f"step={step!r} is not a step; give a number of 0 or more, or a function of one"
-        )
+        ) from error
+
+
+def check_settings(settings: Settings, *, ranks: int) -> None:
+    """Refuse what this adapter cannot do."""
     if len(settings.phases) > 1:
         raise PlanError(
             f"phases={settings.phases!r} would mix two modes under one name; "

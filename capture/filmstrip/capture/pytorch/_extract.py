@@ -18,6 +18,7 @@ _INFINITE = 0x7F8  # sign-less code of infinity; the codes above it are NaN
 _NEGATIVE = 0x800  # code of −0, and the first with the sign
 _NAN = 0x7FC  # the canonical NaN
 _WITHIN_FLOAT32 = frozenset({torch.float32, torch.float16, torch.bfloat16})
+_COMPARABLE = _WITHIN_FLOAT32 | {torch.float64}  # torch has aminmax for these
 _LARGEST = torch.finfo(torch.float32).max
 
 Floats = npt.NDArray[np.float64]
@@ -39,8 +40,9 @@ class Extractor:
     """
 
     def __init__(self) -> None:
-        self._codes = torch.empty(_PIECE, dtype=torch.int32)
-        self._double = torch.empty(_PIECE, dtype=torch.float64)
+        with torch.inference_mode(False):  # or they could be written in that mode only
+            self._codes = torch.empty(_PIECE, dtype=torch.int32, device="cpu")
+            self._double = torch.empty(_PIECE, dtype=torch.float64, device="cpu")
 
     def extract(self, tensor: torch.Tensor, values: Floats, counts: Counts | None) -> None:
         """Write the statistics of a tensor, and its histogram by bit pattern, into host arrays.
@@ -48,14 +50,15 @@ class Extractor:
         Parameters
         ----------
         tensor : torch.Tensor
-            Real numbers of any shape, dtype and device. It is read, never changed, and not kept.
+            Detached, of any shape, dtype and device; of complex numbers, which have no order, the
+            parts. It is read, never changed, and not kept.
         values : ndarray of float64, shape (9,)
             Receives count, nan, posinf, neginf, zeros, min, max, sum, sumsq; the last four of
             finite values, added up in float64.
         counts : ndarray of int64, shape (4096,) or None
             Receives how many values have each ``bits >> 20`` as float32.
         """
-        flat = _flat(tensor.detach())
+        flat = _flat(tensor)
         pieces = (flat,) if flat.numel() <= _PIECE else torch.split(flat, _PIECE)
         (bins, low, high, zeros, total, squares), *others = map(self._piece, pieces)
         for more_bins, smallest, largest, more_zeros, more, more_squares in others:
@@ -87,7 +90,7 @@ class Extractor:
             numbers = double.numpy()
             low, high, both = numbers.min(), numbers.max(), np.dot(numbers, numbers)
             return bins, float(low), float(high), zeros, float(numbers.sum()), float(both)
-        smallest, largest = torch.aminmax(piece)
+        smallest, largest = torch.aminmax(piece if piece.dtype in _COMPARABLE else double)
         total, squares = double.sum(), torch.dot(double, double)
         return bins, float(smallest), float(largest), zeros, float(total), float(squares)
 
@@ -105,6 +108,9 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """Return all values in memory order, without a copy where memory is dense."""
     if tensor.device.type != "cpu":
         tensor = tensor.cpu()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    tensor = tensor.resolve_neg()
     if not tensor.is_contiguous():
         order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
         tensor = tensor.permute(order)
@@ -118,7 +124,7 @@ def _single(piece: torch.Tensor) -> torch.Tensor:
     single = piece.float()
     if piece.dtype == torch.float64:
         overflown = torch.isinf(single) & torch.isfinite(piece)
-        single = torch.where(overflown, torch.copysign(torch.tensor(_LARGEST), single), single)
+        single = torch.where(overflown, single.sign() * _LARGEST, single)
     return single
 
 

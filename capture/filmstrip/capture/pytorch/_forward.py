@@ -15,7 +15,9 @@ from filmstrip.capture.pytorch._clock import Clock
 from filmstrip.capture.pytorch._layout import Layouts
 from filmstrip.capture.pytorch._model import Layer
 from filmstrip.capture.pytorch._probe import Probe, named_leaves
+from filmstrip.capture.pytorch._stage import unreadable
 
+_FAILED, _LOOKING, _LEARNING = range(3)
 _FORWARD = -1  # the graph task of a forward pass; a backward pass that recomputes has another
 
 
@@ -41,7 +43,9 @@ class _Hook:
         self._act = act
 
     def __call__(self, module: nn.Module, *args: object) -> None:
-        self._act(module)
+        # A compiled forward pass is followed from the optimizer's step alone.
+        if not torch.compiler.is_compiling():
+            self._act(module)
 
     def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
         return _inert, ()
@@ -67,6 +71,24 @@ class _OutputHook:
 
     def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
         return _inert, ()
+
+
+def _ordinary() -> bool:
+    """Return whether a forward pass runs to compute, and for the first time.
+
+    Not so when a backward pass recomputes it (activation checkpointing), when `torch.jit.trace`
+    would record what a tap does, or when `torch.func` transforms it.
+    """
+    return (
+        torch._C._current_graph_task_id() == _FORWARD
+        and torch._C._get_tracing_state() is None
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def _worth(root: nn.Module) -> int:
+    """Return what a pass is worth once it has ended: training learns only from gradients."""
+    return _LEARNING if torch.is_grad_enabled() or not root.training else _LOOKING
 
 
 def _inert() -> Callable[..., None]:
@@ -115,6 +137,7 @@ class ForwardTaps:
         self._probing = False
         self._round = 0
         self._passes = 0
+        self._worth = _FAILED  # of the passes of this step
         self.passed: Callable[[], None] = lambda: None
         self.probed: Callable[[Probe], None] | None = None
 
@@ -131,20 +154,31 @@ class ForwardTaps:
         ]
 
     def _enter(self, root: nn.Module) -> None:
-        if self._probing:
+        if self._probing or not _ordinary():
             return
         try:
             if root.training:
                 self._clock.enter()
-            self._passes += self._phase(root.training)
+            if self._phase(root.training):
+                self._begin_pass()
         except Exception as error:
             self._recorder.trip("the forward pass could not be followed", error)
 
+    def _begin_pass(self) -> None:
+        """Count a pass; it takes the place of those that failed or, if it learns, did not learn."""
+        if self._passes and _worth(self._root) > self._worth:
+            self._recorder.forget("activations")
+            self.reset()
+        self._passes += 1
+
     def _leave(self, root: nn.Module) -> None:
-        if not self._recorder.on or self._probing or not root.training:
+        if self._probing or not _ordinary():
             return
         try:
-            self.passed()
+            if self._phase(root.training):
+                self._worth = max(self._worth, _worth(root))
+            if self._recorder.on and root.training:
+                self.passed()
         except Exception as error:
             self._recorder.trip("the forward pass could not be followed", error)
 
@@ -161,6 +195,7 @@ class ForwardTaps:
         """Count calls and passes from 0 again; a step is over."""
         self._round += 1
         self._passes = 0
+        self._worth = _FAILED
 
     @property
     def unfired(self) -> list[str]:
@@ -177,9 +212,7 @@ class ForwardTaps:
     def _wanted(self) -> bool:
         if self._probing:
             return True
-        if torch._C._current_graph_task_id() != _FORWARD:
-            return False  # recomputed for the backward pass by activation checkpointing
-        if not self._phase(self._root.training):
+        if not _ordinary() or not self._phase(self._root.training):
             return False
         self._clock.enter()
         return self._recorder.on and (self._every_pass or self._passes <= 1)
@@ -196,8 +229,8 @@ class ForwardTaps:
             site = watch.sites[key]
             if site is None:
                 continue
-            if tensor.layout is not torch.strided or tensor.device.type == "meta":
-                self._recorder.skip(site, f"are of layout {tensor.layout} on {tensor.device.type}")
+            if reason := unreadable(tensor):
+                self._recorder.skip(site, reason)
             else:
                 self._recorder.take(site, tensor)
 
@@ -218,7 +251,7 @@ class ForwardTaps:
                 layer=unique,
                 batched=tensor.ndim > 0,
                 samples=None if self._probing else self._samples,
-                layout=self._layouts.of(module, tensor),
+                layout=None if unreadable(tensor) else self._layouts.of(module, tensor),
                 original=watch.layer.original,
                 tiers=tiers,
             )

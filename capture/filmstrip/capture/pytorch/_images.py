@@ -29,6 +29,7 @@ def whole_frame(x: ImageLike, *, layout: str | None) -> tuple[npt.NDArray[Any], 
         array = (x.float() if x.dtype is torch.bfloat16 else x).cpu().numpy().copy()
     else:
         array = np.array(x)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
         source = str(array.dtype)
     return array, FrameSpec(array.shape, str(array.dtype), layout=layout, source_dtype=source)
 

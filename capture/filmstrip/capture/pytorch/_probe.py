@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -71,7 +72,7 @@ class Probe:
 
 
 def named_leaves(name: str, tree: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of nested tuples and dicts with dotted names.
+    """Yield the tensors of nested tuples, mappings and dataclasses with dotted names.
 
     Examples
     --------
@@ -82,8 +83,18 @@ def named_leaves(name: str, tree: Any) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, tree
         return
     for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
+        inner = ".".join((name, *map(_key, path)))
         if isinstance(leaf, torch.Tensor):
-            yield ".".join((name, *map(_key, path))), leaf
+            yield inner, leaf
+        elif parts := _parts(leaf):
+            yield from named_leaves(inner, parts)
+
+
+def _parts(leaf: object) -> dict[str, Any]:
+    """Return what a dataclass or a mapping of its own class holds, which pytree does not enter."""
+    if is_dataclass(leaf) and not isinstance(leaf, type):
+        return {field.name: getattr(leaf, field.name, None) for field in fields(leaf)}
+    return {str(key): leaf[key] for key in leaf} if isinstance(leaf, Mapping) else {}
 
 
 def _key(key: object) -> str:
@@ -101,6 +112,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     that merge their weights in it.
     """
     modes = [(module, module.training) for module in model.modules()]
+    named = [(module._buffers, dict(module._buffers)) for module, _ in modes]
     buffers = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
     restore = [_random_states(model)]
     try:
@@ -110,6 +122,8 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        for now, before in named:
+            now |= before  # a forward pass may put another tensor in a buffer's place
         with torch.no_grad():
             for buffer, copy, version in buffers:
                 if buffer._version != version:

@@ -68,17 +68,15 @@ class CpuStage:
             counts = None
             if order.counts is not None:
                 counts = slot.memory[order.counts : order.counts + COUNT_BYTES].view(np.int64)
-            # A complex number has no sign and no order; its parts have.
-            self._extractor.extract(
-                torch.view_as_real(tensor) if tensor.is_complex() else tensor, values, counts
-            )
+            self._extractor.extract(tensor, values, counts)
 
     def _frame(self, slot: HostSlot, order: Order, take: Take) -> torch.Tensor:
         frame = slot.frames.get(order.site)
         if frame is None:
             assert order.frame is not None
-            memory = torch.from_numpy(slot.memory[order.frame : order.frame + take.nbytes])
-            frame = memory.view(getattr(torch, take.dtype)).view(take.shape)
+            with torch.inference_mode(False):  # or it could be written in that mode only
+                memory = torch.from_numpy(slot.memory[order.frame : order.frame + take.nbytes])
+                frame = memory.view(getattr(torch, take.dtype)).view(take.shape)
             slot.frames[order.site] = frame
         return frame
 
@@ -94,6 +92,23 @@ class DryStage(CpuStage):
 
     def put(self, slot: Slot, order: Order, tensor: torch.Tensor) -> None:
         """Do nothing."""
+
+
+def unreadable(tensor: torch.Tensor) -> str | None:
+    """Return why a tensor cannot be copied and reduced, None when it can.
+
+    Examples
+    --------
+    >>> unreadable(torch.ones(2)), unreadable(torch.ones(2).to_sparse())
+    (None, 'are of layout torch.sparse_coo on cpu')
+    """
+    if tensor.layout is not torch.strided or tensor.device.type == "meta":
+        return f"are of layout {tensor.layout} on {tensor.device.type}"
+    if tensor.is_quantized or tensor.is_nested:
+        return f"are {'quantized' if tensor.is_quantized else 'nested'}"
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return f"are of type {type(tensor).__name__}, which holds no values of its own"
+    return None
 
 
 def _part(tensor: torch.Tensor, take: Take) -> torch.Tensor:
