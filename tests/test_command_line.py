@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from filmstrip.store import FrameSpec, create_run
+from filmstrip.store import FrameSpec, create_run, open_run, summarize
 
 
 @pytest.fixture
@@ -24,13 +26,18 @@ def run_path(tmp_path: Path) -> Path:
     return path
 
 
-def filmstrip(*arguments: object, code: int = 0) -> str:
-    done = subprocess.run(
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "filmstrip.store.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "COLUMNS": "200"},
     )
+
+
+def filmstrip(*arguments: object, code: int = 0) -> str:
+    done = run(*arguments)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if code == 0 else done.stderr
@@ -72,31 +79,21 @@ def test_status_of_a_run_whose_process_died_is_stale(run_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=False)
 
-    done = subprocess.run(
-        [sys.executable, "-m", "filmstrip.store.cli", "status", str(run_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("status", run_path)
     assert done.returncode == 4
     assert "stopped, last step 30" in done.stdout
 
 
 def test_lost_captures_make_a_run_degraded(run_path: Path) -> None:
-    with create_run(run_path, if_exists="resume") as run:
-        run.log_health(40, {"dropped": 2, "errors": 0})
+    with create_run(run_path, if_exists="resume") as writer:
+        writer.log_health(40, {"dropped": 2, "errors": 0})
 
-    done = subprocess.run(
-        [sys.executable, "-m", "filmstrip.store.cli", "status", str(run_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("status", run_path)
     assert done.returncode == 3
     assert "lost: 2 dropped" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["ls", "info", "status"])
+@pytest.mark.parametrize("command", ["ls", "info", "status", "du", "check", "repair"])
 def test_mistakes_are_one_line_and_exit_code_1(
     command: str, run_path: Path, tmp_path: Path
 ) -> None:
@@ -115,3 +112,100 @@ def test_a_pattern_without_a_match_names_the_nearest_layers(run_path: Path) -> N
 def test_usage_errors_exit_with_2(run_path: Path) -> None:
     assert "No such option" in filmstrip("ls", run_path, "--colour", code=2)
     assert "No such command" in filmstrip("draw", code=2)
+
+
+def test_ls_lists_where_numbers_stopped_being_finite(run_path: Path) -> None:
+    with create_run(run_path, if_exists="resume") as writer:
+        writer.log(30, {"loss": float("nan")})
+        statistics = writer.statistics_writer("activations", ["conv1", "fc"])
+        for step in (0, 10, 20):
+            bad = [1.0, np.inf, np.nan, np.nan] if step else [1.0, 0.0, 0.0, 0.0]
+            frames = [np.ones(4), np.array(bad)]
+            statistics.append(step, np.stack([summarize(frame) for frame in frames]))
+
+    lines = filmstrip("ls", "--nonfinite", run_path).splitlines()
+
+    assert [line.split() for line in lines] == [
+        [
+            "activations",
+            "fc",
+            "from",
+            "step",
+            "10",
+            "2",
+            "NaN",
+            "1",
+            "infinite",
+            "2",
+            "of",
+            "3",
+            "steps",
+        ],
+        ["scalars", "loss", "from", "step", "30", "NaN", "1", "of", "4", "steps"],
+    ]
+    assert filmstrip("ls", "--nonfinite", run_path, "conv1") == ""
+
+
+def test_du_tells_what_takes_the_room(run_path: Path) -> None:
+    lines = [line.split() for line in filmstrip("du", run_path).splitlines()]
+
+    assert lines[0] == ["on", "disk", "raw", "ratio", "kind", "layer"]
+    assert lines[-1][-1] == "all"
+    named = {tuple(line[5:]): line[2:4] for line in lines[1:]}
+    assert named["activations", "conv1"] == ["3.1", "kB"]
+
+
+def test_check_and_repair_say_what_is_wrong_and_what_was_done(run_path: Path) -> None:
+    assert filmstrip("check", run_path) == f"{run_path}: nothing is wrong\n"
+    assert filmstrip("repair", run_path) == f"{run_path}: nothing to do\n"
+    (run_path / "activations" / "zarr.json").unlink()
+
+    done = run("check", run_path)
+    assert done.returncode == 1
+    assert done.stdout.startswith("error: activations/zarr.json: it is missing or damaged (repair ")
+
+    assert filmstrip("repair", run_path) == "activations/zarr.json: written anew\n"
+    assert filmstrip("check", run_path) == f"{run_path}: nothing is wrong\n"
+    (run_path / "zarr.json").write_text("{")
+    done = run("repair", run_path)
+    assert done.returncode == 1  # something could not be brought back
+    assert "left: zarr.json: its run id" in done.stdout
+
+
+def test_copy_copies_a_part_and_goes_on_with_it(run_path: Path, tmp_path: Path) -> None:
+    target = tmp_path / "copy.zarr"
+    part = ("--kind", "activations", "--layers", "con*", "--layers", "fc", "--steps", "10:")
+
+    told = filmstrip("copy", run_path, target, *part)
+
+    assert told == f"{target}: 2 frames, 2.2 kB; 2.2 kB written now\n"
+    assert filmstrip("copy", run_path, target, *part).endswith("; 0 B written now\n")
+    assert open_run(target).activations["conv1"].steps.tolist() == [10, 20]
+    assert "another selection" in filmstrip("copy", run_path, target, code=1)
+    assert "is not START:STOP" in filmstrip("copy", run_path, target, "--steps", "ten", code=2)
+
+
+def test_prune_tries_out_and_takes_away(run_path: Path) -> None:
+    what = ("--kind", "activations", "--keep-last", "1")
+    told = filmstrip("prune", run_path, *what, "--dry-run")
+    assert told == f"{run_path}: would take away 2 frames of activations, 2.2 kB; 1 stay\n"
+    assert open_run(run_path).activations["conv1"].steps.tolist() == [0, 10, 20]
+
+    assert " took away 2 frames" in filmstrip("prune", run_path, *what)
+
+    assert open_run(run_path).activations["conv1"].steps.tolist() == [20]
+    assert "Missing option '--kind'" in filmstrip("prune", run_path, code=2)
+    assert "say what to keep" in filmstrip("prune", run_path, "--kind", "activations", code=2)
+    with create_run(run_path, if_exists="resume"):
+        assert "is being written by process" in filmstrip("prune", run_path, *what, code=1)
+        assert "is being written by process" in filmstrip("repair", run_path, code=1)
+
+
+@pytest.mark.parametrize(
+    "command", ["ls", "info", "status", "du", "check", "repair", "copy", "prune"]
+)
+def test_every_command_and_option_has_help(command: str) -> None:
+    shown = filmstrip(command, "--help")
+    options = [line for line in shown.splitlines() if re.match(r"[│|]\s+\*?\s*--", line)]
+    assert len(options) >= 1
+    assert all(re.search(r"[a-z]{2,} [a-zA-Z]+", line) for line in options), options

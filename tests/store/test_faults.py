@@ -1,114 +1,165 @@
-"""A disk that refuses, once, at every single write."""
+"""Disks that refuse, cut short, or die with their machine. ``scripts/kill --faults`` tries all."""
 
 from __future__ import annotations
 
 import errno
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from store.faults import SCENARIOS, Disk, Fault, Faults
 
-from filmstrip.store import FrameSpec, KindWriter, StoreWriteError, _files, create_run, open_run
+from filmstrip.store import (
+    FrameSpec,
+    KindWriter,
+    StoreError,
+    StoreWriteError,
+    _files,
+    create_run,
+    open_run,
+)
 
-SPECS = {
-    "a": FrameSpec((5, 700), "float32"),
-    "b": FrameSpec((3,), "int16"),
-    "c": FrameSpec((), "float64"),
+# Of each scenario, how far into its changes something goes wrong, and what.
+POINTS: dict[str, list[tuple[float, Fault]]] = {
+    "mixed": [(0.2, "full"), (0.45, "kill"), (0.72, "cut"), (0.85, "kill")],
+    "mixed-fsync": [(0.6, "kill")],
+    "zstd": [(0.8, "kill")],
+    "lz4": [(0.5, "quota")],
+    "raw": [(0.7, "cut")],
+    "full-shard": [(0.3, "kill"), (0.6, "full")],
 }
-WRITES = ("pwrite", "truncate", "rename", "unlink")
-STEPS = 12
 
 
-def frames(step: int) -> dict[str, np.ndarray]:
-    return {
-        "a": np.random.default_rng(step).standard_normal((5, 700)).astype(np.float32),
-        "b": np.full(3, step, np.int16),
-        "c": np.float64(step) * np.ones(()),
-    }
+@pytest.mark.parametrize("scenario", POINTS)
+def test_whatever_change_goes_wrong_no_row_is_lost_or_torn(tmp_path: Path, scenario: str) -> None:
+    faults = Faults(SCENARIOS[scenario], tmp_path)
+
+    for part, fault in POINTS[scenario]:
+        at = int(part * len(faults.seen))
+        while fault == "cut" and faults.seen[at - 1] != "pwrite":
+            at += 1
+        faults.try_one(at, fault)
+    assert {"pwrite", "truncate", "rename", "unlink"} <= set(faults.seen)
 
 
-class Fault:
-    """Fails the n-th write of the store with a full disk, and counts all of them."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count, self.at = 0, -1
-        for name in WRITES:
-            monkeypatch.setattr(_files, name, self._wrapped(getattr(_files, name)))
-
-    def _wrapped(self, write: Callable[..., None]) -> Callable[..., None]:
-        def wrapped(*args: Any, **kwargs: Any) -> None:
-            self.count += 1
-            if self.count == self.at:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            write(*args, **kwargs)
-
-        return wrapped
+def refusing(disk: Disk, run_it: object, fault: Fault = "full") -> None:
+    """Let every change of an act fail, one after the other, until it goes through."""
+    assert callable(run_it)
+    for at in range(1, 200):
+        disk.arm(at, fault)
+        try:
+            run_it()
+        except StoreWriteError:
+            continue
+        disk.arm(0, "full")
+        return
+    raise AssertionError("it never goes through")
 
 
-def record(path: Path) -> tuple[list[int], list[int]]:
-    """Append every step; return those that went in, those that failed."""
-    done: list[int] = []
-    failed: list[int] = []
-    run = create_run(path)
-    try:
-        writer = run.writer("activations", SPECS)
-        for step in range(STEPS):
-            chosen = frames(step)
-            if step % 3 == 1:
-                del chosen["b"]  # a layer without a frame, so that a row left behind would show up
-            try:
-                writer.append(step, chosen)
-                done.append(step)
-            except StoreWriteError:
-                failed.append(step)
-    finally:
+def test_a_number_that_could_not_be_replaced_stays_as_it_was(tmp_path: Path) -> None:
+    with Disk() as disk, create_run(tmp_path / "run.zarr") as run:
+        run.log(0, {"loss": 1.0, "other": 2.0})
+        disk.arm(2, "cut")  # the first change is that of the loss, and goes through
+        with pytest.raises(StoreWriteError):
+            run.log(0, {"loss": 5.0, "other": 6.0})
+        disk.arm(0, "full")
+
+    scalars = open_run(run.path).scalars
+    assert [scalars[name].values.tolist() for name in ("loss", "other")] == [[1.0], [2.0]]
+
+
+def test_a_group_that_could_not_be_made_is_made_by_a_later_call(tmp_path: Path) -> None:
+    spec = {"fc": FrameSpec((3,), "float32")}
+    with Disk() as disk, create_run(tmp_path / "run.zarr") as run:
+        run.log(0, {"loss": 1.0})
+        refusing(disk, lambda: run.writer("weights", spec))
+        run.writer("weights", spec).append(3, {"fc": np.ones(3, np.float32)})
+        assert open_run(run.path).weights["fc"].steps.tolist() == [3]
+        run._abandon_after_fork()  # killed before anything was published in time
+
+    create_run(run.path, if_exists="resume").close()
+    assert open_run(run.path).weights["fc"].steps.tolist() == [3]
+
+
+def test_no_row_is_acknowledged_whose_layer_is_described_nowhere(tmp_path: Path) -> None:
+    late = {"late": FrameSpec((3,), "float32")}
+    frame = {"late": np.ones(3, np.float32)}
+    with Disk() as disk, create_run(tmp_path / "run.zarr") as run:
+        writer = run.writer("weights", {"fc": FrameSpec((3,), "float32")})
+        disk.arm(1, "full")
+        for _ in range(8):  # the array is made, and its description is refused
+            with pytest.raises(StoreWriteError):
+                run.writer("weights", late)
+            disk.arm(disk.count + 1, "full")
+            if (run.path / "weights" / "late" / "zarr.json").exists():
+                break
+        disk.arm(0, "full")
+        run.writer("weights", late)
+        writer.append(0, frame)
+        assert open_run(run.path).weights["late"].frame(0).tolist() == [1, 1, 1]
+        run._abandon_after_fork()
+
+
+def test_closing_seals_what_it_can_when_one_file_is_refused(tmp_path: Path) -> None:
+    specs = {name: FrameSpec((1000,), "float32") for name in "abcd"}
+    with Disk() as disk:
+        run = create_run(tmp_path / "run.zarr")
+        run.writer("weights", specs).append(0, {n: np.ones(1000, np.float32) for n in specs})
+        run.publish()
+        disk.arm(7, "full")  # behind two zarr.json: the first shard
+        with pytest.raises(StoreWriteError):
+            run.close()
+
+    sizes = [(run.path / "weights" / name / "c.0.0").stat().st_size for name in specs]
+    assert sum(size < 10_000 for size in sizes) == 3
+
+
+def test_closing_tries_again_to_publish_when_sealing_gave_room_back(tmp_path: Path) -> None:
+    with Disk() as disk:
+        run = create_run(tmp_path / "run.zarr")
+        run.log(0, {"loss": 1.0})
+        disk.arm(2, "full")
         run.close()
-    return done, failed
+
+    assert open_run(run.path).status().state == "finished"
 
 
-def check(path: Path, steps: list[int]) -> None:
-    run = open_run(path)
-    assert run.steps("activations").tolist() == steps
-    assert run.activations["b"].steps.tolist() == [step for step in steps if step % 3 != 1]
-    for name, strip in run.activations.items():
-        for step in strip.steps.tolist():
-            np.testing.assert_array_equal(strip.frame(step), frames(step)[name])
-
-
-def test_a_write_that_fails_costs_its_own_row_and_nothing_else(
+def test_a_file_system_that_gives_back_something_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from filmstrip.store import _layout
+    write = _files.pwrite
+    monkeypatch.setattr(_files, "pwrite", lambda fd, data, at: write(fd, data, at & ~4095))
 
-    monkeypatch.setattr(_layout, "SHARD_BYTES", 5 * 5 * 700 * 4)  # several shards
-    fault = Fault(monkeypatch)
-    assert record(tmp_path / "whole") == (list(range(STEPS)), [])
-    total = fault.count
-    assert total > 100
+    with pytest.raises(StoreError, match="does not give back what is written in the middle"):
+        create_run(tmp_path / "run.zarr")
+    monkeypatch.undo()
+    with create_run(tmp_path / "run.zarr") as run:
+        run.log(0, {"loss": 1.0})
 
-    for at in range(1, total + 1):
-        path = tmp_path / f"run-{at}"
-        fault.count, fault.at = 0, at
-        try:
-            done, failed = record(path)
-        except StoreWriteError:  # creating, or closing, is where it hit
-            fault.at = -1
-            if not (path / "activations" / "zarr.json").exists():
-                continue
-            create_run(path, if_exists="resume").close()
-            done, failed = open_run(path).steps("activations").tolist(), []
-            if not done:
-                continue
-        fault.at = -1  # a timer publishes too: how many writes there are is not always the same
-        assert len(failed) <= 1
-        check(path, done)
-        with create_run(path, if_exists="resume") as run:
-            run.writer("activations", SPECS).append(99, frames(99))
-        check(path, [*done, 99])
+
+def test_on_a_network_data_reach_the_server_before_anything_refers_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def sync(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink().parent.name)
+
+    monkeypatch.setattr(_files, "sync", sync)
+    spec = {"fc": FrameSpec((3,), "float32")}
+    frame = {"fc": np.ones(3, np.float32)}
+    for name, network, expected in (
+        ("local", False, []),
+        ("far", True, ["fc", "samples", "wall_time", "step"]),
+    ):
+        monkeypatch.setattr(_files, "on_network", lambda path, network=network: network)
+        with create_run(tmp_path / name) as run:
+            writer = run.writer("weights", spec)
+            synced.clear()
+            writer.append(0, frame)
+            assert synced == expected
 
 
 def fits(writer: KindWriter, step: int) -> bool:

@@ -12,8 +12,10 @@ import pytest
 import tensorstore
 import xarray
 import zarr
+import zarrs
+from store import zoo
 
-from filmstrip.store import FrameSpec, bit_histogram, create_run, summarize
+from filmstrip.store import FrameSpec, bit_histogram, create_run, open_run, summarize
 
 FRAMES = np.random.default_rng(0).standard_normal((300, 2, 3, 40, 40)).astype(np.float32)
 STEPS = np.arange(0, 3000, 10)
@@ -107,3 +109,60 @@ def test_a_scalar_that_was_not_logged_is_nan_to_others(path: Path, tmp_path: Pat
     dataset = xarray.open_zarr(tmp_path / "other.zarr", group="scalars")
     np.testing.assert_array_equal(dataset.a, [1.0, np.nan])
     np.testing.assert_array_equal(dataset.b, [np.nan, 2.0])
+
+
+@pytest.fixture(scope="module", params=zoo.STATES)
+def animals(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
+    """A run with every form of array, and how it was found."""
+    with zoo.recorded(tmp_path_factory.mktemp("zoo") / "run.zarr", request.param) as found:
+        yield found
+
+
+def through_zarr(path: Path) -> dict[str, Any]:
+    group = zarr.open_group(path, mode="r")
+    arrays: dict[str, Any] = {array: group[array] for array, _ in zoo.expected()}
+    return {name: array[...] for name, array in arrays.items()}
+
+
+def through_xarray(path: Path) -> dict[str, Any]:
+    tree = xarray.open_datatree(path, engine="zarr")
+    return {array: tree[array].values for array, _ in zoo.expected()}
+
+
+def through_tensorstore(path: Path) -> dict[str, Any]:
+    read = {}
+    for name, _ in zoo.expected():
+        kvstore = {"driver": "file", "path": f"{path / name}/"}
+        array = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}).result()
+        read[name] = array[: len(zoo.STEPS)].read().result()
+    return read
+
+
+def through_zarrs(path: Path) -> dict[str, Any]:
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+        some: Any = zarr.open_group(path, mode="r")["weights/step"]
+        assert isinstance(some._async_array.codec_pipeline, zarrs.ZarrsCodecPipeline)
+        return through_zarr(path)
+
+
+def through_filmstrip(path: Path) -> dict[str, Any]:
+    """Read as the others do: every row, absent frames as fill."""
+    run, read = open_run(path), {}
+    for name, _ in zoo.expected():
+        group, array = name.rsplit("/", 1)
+        view = run.view(group)
+        read[name] = view.reader(array).read(np.arange(len(view.steps())))
+    return read
+
+
+@pytest.mark.parametrize(
+    "through",
+    [through_zarr, through_xarray, through_tensorstore, through_zarrs, through_filmstrip],
+)
+def test_every_form_of_array_is_equal_to_the_bit(animals: Path, through: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = through(animals)
+
+    assert len(read) > 160
+    assert zoo.differences(read) == []

@@ -324,20 +324,6 @@ def test_a_closed_run_takes_nothing_more(tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
-def test_a_writer_whose_lock_was_taken_away_stops(tmp_path: Path) -> None:
-    run = create_run(tmp_path / "run.zarr")
-    record(run, 0)
-    (run.path / "_lock").rename(run.path / "_gone")
-    (run.path / "_lock").touch()
-
-    with pytest.raises(RunLockedError, match="took it over"):
-        run.publish()
-    with pytest.raises(RunLockedError):
-        run.log(5, {"loss": 1.0})
-    run.close()
-    assert open_run(run.path).steps("weights").tolist() == [0]
-
-
 def test_a_forked_child_leaves_the_run_to_its_parent(tmp_path: Path) -> None:
     run = create_run(tmp_path / "run.zarr")
     record(run, 0)

@@ -319,7 +319,7 @@ def _run(
     from filmstrip.render._manifest import Report
     from filmstrip.render._progress import progress
 
-    folder = out or _beside(Path(sources[0].run.path))
+    folder = out or _beside(str(sources[0].run.path))
     missing, kept = split(wanted, sources, folder, existing)  # type: ignore[arg-type]
     if dry_run and as_json:
         planned = [Drawn(job) for job in missing]
@@ -357,9 +357,10 @@ def _run(
         raise typer.Exit(1)
 
 
-def _beside(run: Path) -> Path:
-    named = run if run.name not in {"", ".."} else run.resolve()
-    return named.with_name(f"{named.name.removesuffix('.zarr')}-pictures")
+def _beside(run: str) -> Path:
+    """Return the folder beside a run; for a run by URL, one in the current folder."""
+    path = Path(run.rpartition("/")[2]) if "://" in run else Path(run)
+    return path.with_name(f"{path.name.removesuffix('.zarr')}-pictures")
 
 
 def _pictures(count: int) -> str:

@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from filmstrip.store._attach import create_run
     from filmstrip.store._bits import BINS, bin_edges, bit_histogram, quantiles, rebin
+    from filmstrip.store._check import Finding, check
+    from filmstrip.store._copy import Copied, copy
     from filmstrip.store._frame import FrameSpec
+    from filmstrip.store._prune import Pruned, prune
     from filmstrip.store._recording import RunWriter
+    from filmstrip.store._repair import Repair, repair
     from filmstrip.store._run import NonFinite, Run, open_run
     from filmstrip.store._select import select
     from filmstrip.store._statistics import Statistics
     from filmstrip.store._status import Status
     from filmstrip.store._strip import Strip
     from filmstrip.store._summary import STATISTICS, summarize
+    from filmstrip.store._usage import Usage, usage
     from filmstrip.store._view import Series
     from filmstrip.store._writer import KindWriter, StatisticsWriter
     from filmstrip.store.errors import (
@@ -34,15 +39,20 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "_bits": ("BINS", "bin_edges", "bit_histogram", "quantiles", "rebin"),
+    "_check": ("Finding", "check"),
+    "_copy": ("Copied", "copy"),
     "_frame": ("FrameSpec",),
     "_attach": ("create_run",),
+    "_prune": ("Pruned", "prune"),
     "_recording": ("RunWriter",),
+    "_repair": ("Repair", "repair"),
     "_run": ("NonFinite", "Run", "open_run"),
     "_status": ("Status",),
     "_select": ("select",),
     "_statistics": ("Statistics",),
     "_strip": ("Strip",),
     "_summary": ("STATISTICS", "summarize"),
+    "_usage": ("Usage", "usage"),
     "_view": ("Series",),
     "_writer": ("KindWriter", "StatisticsWriter"),
     "errors": (
@@ -65,6 +75,8 @@ _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "BINS",
     "STATISTICS",
+    "Copied",
+    "Finding",
     "FormatError",
     "FrameNotFoundError",
     "FrameSpec",
@@ -73,6 +85,8 @@ __all__ = [
     "LayerNotFoundError",
     "NonFinite",
     "NotARunError",
+    "Pruned",
+    "Repair",
     "Run",
     "RunExistsError",
     "RunLockedError",
@@ -87,14 +101,20 @@ __all__ = [
     "StoreError",
     "StoreWriteError",
     "Strip",
+    "Usage",
     "bin_edges",
     "bit_histogram",
+    "check",
+    "copy",
     "create_run",
     "open_run",
+    "prune",
     "quantiles",
     "rebin",
+    "repair",
     "select",
     "summarize",
+    "usage",
 ]
 
 

@@ -18,11 +18,19 @@ import numpy.typing as npt
 from filmstrip.store import _files
 from filmstrip.store._codec import ChecksumError, Codec, Encoded, codec_from
 from filmstrip.store._column import Column
-from filmstrip.store._frame import fill_value
-from filmstrip.store._layout import Layout, column_rows
+from filmstrip.store._frame import PLAIN, fill_value
+from filmstrip.store._layout import (
+    COLUMN_BYTES,
+    COLUMN_ROWS,
+    LARGEST_BLOCK,
+    LARGEST_COLUMN,
+    SLOTS,
+    Layout,
+    column_rows,
+)
 from filmstrip.store._metadata import ArrayMetadata, Json, array_document, sharding
 from filmstrip.store._names import METADATA, chunk_index, chunk_key
-from filmstrip.store._shardlog import PAGE, ShardLog, index_bytes
+from filmstrip.store._shardlog import ShardLog, live_bytes
 from filmstrip.store.errors import FormatError
 
 # "Nothing was logged" differs from a logged NaN, 0x7ff8000000000000, in its payload.
@@ -98,18 +106,46 @@ class ArrayForm:
         """
         try:
             dtype = np.dtype(document["data_type"]).newbyteorder("<")
-            shape = tuple(document["shape"][1:])
-            rows, *extents = document["chunk_grid"]["configuration"]["chunk_shape"]
+            shape = _extents(document["shape"])[1:]
+            rows, *extents = _extents(document["chunk_grid"]["configuration"]["chunk_shape"])
+            _check_keys(document["chunk_key_encoding"])
             first = document["codecs"][0]
             if first["name"] != "sharding_indexed":
-                return cls(dtype, shape, None, Codec("none", dtype.itemsize), rows)
-            inner = first["configuration"]
-            block = tuple(inner["chunk_shape"][1:])
-            grid = tuple(extent // length for extent, length in zip(extents, block, strict=True))
-            codec = codec_from(inner["codecs"], dtype.itemsize)
-            return cls(dtype, shape, Layout(shape, block, grid, rows), codec, rows)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+                _check_codecs(document["codecs"], "bytes")
+                form = cls(dtype, shape, None, Codec("none", dtype.itemsize), rows)
+            else:
+                inner = first["configuration"]
+                row, *lengths = _extents(inner["chunk_shape"])
+                block = tuple(lengths)
+                _check_shard(row, extents, block, inner.get("index_location", "end"))
+                _check_codecs(document["codecs"], "sharding_indexed")
+                _check_codecs(inner["index_codecs"], "bytes crc32c")
+                _check_codecs(inner["codecs"], "bytes crc32c", "bytes blosc crc32c")
+                grid = tuple(e // length for e, length in zip(extents, block, strict=True))
+                codec = codec_from(inner["codecs"], dtype.itemsize)
+                form = cls(dtype, shape, Layout(shape, block, grid, rows), codec, rows)
+            form.check()
+        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
             raise FormatError(str(where), f"its zarr.json is not understood ({error!r})") from error
+        return form
+
+    def check(self) -> None:
+        """Raise ValueError if no version of filmstrip writes arrays of this form."""
+        if self.dtype.name not in PLAIN:
+            raise ValueError(f"dtype {self.dtype}")
+        if self.layout is None:
+            row = math.prod(self.shape) * self.dtype.itemsize
+            # A file has 1 MiB, give or take, or a single row.
+            most = 2 * COLUMN_BYTES if self.rows > 1 else LARGEST_COLUMN
+            if not 1 <= self.rows <= COLUMN_ROWS or self.rows * row > most:
+                raise ValueError(f"a column's file of {self.rows} rows of {self.shape}")
+            return
+        blocks = zip(self.layout.grid, self.layout.block, self.shape, strict=True)
+        if any(count * length < extent for count, length, extent in blocks):
+            raise ValueError(f"blocks {self.layout.block} of frames {self.shape}")
+        block_bytes = math.prod(self.layout.block) * self.dtype.itemsize
+        if not 1 <= self.layout.slots <= SLOTS or block_bytes > LARGEST_BLOCK:
+            raise ValueError(f"{self.layout.slots} blocks of {block_bytes} bytes in a shard")
 
     def document(self, names: list[str], attributes: Json, *, fill: Any = None) -> Json:
         """Return the metadata of an array of this form, with no length yet."""
@@ -137,6 +173,33 @@ class ArrayForm:
         if bits is not None:
             return bits.to_bytes(self.dtype.itemsize, "little") * values
         return np.full(values, fill_value(self.dtype), self.dtype).tobytes()
+
+
+def _extents(lengths: Any) -> tuple[int, ...]:
+    # `type`, since True is an int to isinstance.
+    if not all(type(length) is int and 0 <= length < 2**48 for length in lengths):
+        raise ValueError("lengths that no array has")
+    return tuple(lengths)
+
+
+def _check_codecs(codecs: Any, *known: str) -> None:
+    """Raise ValueError unless codecs are those, by name and in order; numbers little-endian."""
+    names = " ".join(codec["name"] for codec in codecs)
+    if names not in known:
+        raise ValueError(f"codecs {names}")
+    for codec in codecs:
+        if codec["name"] == "bytes" and codec["configuration"]["endian"] != "little":
+            raise ValueError("numbers that are not little-endian")
+
+
+def _check_shard(row: int, shard: list[int], block: tuple[int, ...], index: Any) -> None:
+    if row != 1 or index != "end" or any(e % n for e, n in zip(shard, block, strict=True)):
+        raise ValueError(f"shards of {shard} in blocks of {(row, *block)}, index at {index!r}")
+
+
+def _check_keys(encoding: Any) -> None:
+    if encoding["name"] != "default" or encoding["configuration"]["separator"] != ".":
+        raise ValueError(f"chunk keys {encoding}")
 
 
 class StripArray:
@@ -233,8 +296,7 @@ class StripArray:
                 self._shard_log(shard, rows).seal()
 
     def _live_length(self) -> int:
-        index = index_bytes(self._layout.slots)
-        return -(-(self._layout.slots * self._bound + index) // PAGE) * PAGE + index
+        return live_bytes(self._layout.slots, self._bound)
 
     def sync(self) -> None:
         """Wait until the open shard is on the disk."""
@@ -286,6 +348,10 @@ class ColumnArray:
     def put(self, row: int, values: npt.NDArray[Any]) -> None:
         """Write one row of the stored dtype."""
         self._column.put(row, values.tobytes())
+
+    def get(self, row: int) -> bytes:
+        """Return the bytes of a row."""
+        return self._column.get(row)
 
     def put_bytes(self, row: int, value: bytes) -> None:
         """Write one row given as its bytes."""

@@ -16,12 +16,18 @@ from filmstrip.store import _files
 from filmstrip.store._codec import COMPRESSIONS, Compression
 from filmstrip.store._lock import WriterLock
 from filmstrip.store._metadata import FORMAT, Json, group_text, run_attributes
-from filmstrip.store._names import LOCK, METADATA, RANKS
+from filmstrip.store._names import LOCK, METADATA, RANKS, rank_path
 from filmstrip.store._place import LocalPlace
 from filmstrip.store._publish import translated
 from filmstrip.store._recording import RunWriter
 from filmstrip.store._view import GroupView
-from filmstrip.store.errors import FormatError, NotARunError, RunExistsError, RunNotFoundError
+from filmstrip.store.errors import (
+    FormatError,
+    NotARunError,
+    RunExistsError,
+    RunNotFoundError,
+    StoreError,
+)
 
 IfExists = Literal["auto", "resume", "fail", "new", "overwrite"]
 
@@ -111,7 +117,7 @@ def create_run(
         raise ValueError(f"runs are written to a local path; {location!r} is a URL")
     path = Path(location).absolute()  # a script may change its folder later
     if rank:
-        path = path / RANKS / f"{rank:04d}"
+        path = path / rank_path(rank)
     fresh: Json = {
         "format": FORMAT,
         "run_id": secrets.token_hex(8),
@@ -150,6 +156,7 @@ def _attach(
         lock.release()  # somebody was faster, and has left already
     attributes = run_attributes(LocalPlace(path))
     if if_exists == "resume" or (if_exists == "auto" and first_step):
+        _check_world(path, attributes, fresh)
         lock = WriterLock(path)
         return path, lock, run_attributes(LocalPlace(path))
     if if_exists == "overwrite":
@@ -159,6 +166,16 @@ def _attach(
     raise RunExistsError(str(path), _last_step(path, attributes))
 
 
+def _check_world(path: Path, attributes: Json, fresh: Json) -> None:
+    """Refuse to go on with a run of another number of ranks: its pieces are cut otherwise."""
+    before, now = attributes.get("world_size", 1), fresh["world_size"]
+    if before != now:
+        raise StoreError(
+            f"{path} was written by {before} ranks and now {now} would go on with it; "
+            f"start a new run with if_exists='new'"
+        )
+
+
 def _taken(path: Path) -> bool:
     try:
         run_attributes(LocalPlace(path))
@@ -166,9 +183,10 @@ def _taken(path: Path) -> bool:
         return False
     except NotARunError:
         if path.is_dir() and all(
-            child.name == LOCK or child.suffix == _files.PARTIAL for child in path.iterdir()
+            child.name in (LOCK, RANKS) or child.suffix == _files.PARTIAL
+            for child in path.iterdir()
         ):
-            return False  # an empty folder, or a start that was killed
+            return False  # an empty folder, a start that was killed, or other ranks were faster
         raise
     return True
 
@@ -178,8 +196,12 @@ def _emptied(path: Path, fresh: Json) -> WriterLock:
     lock = WriterLock(path)
     try:
         _files.replace(path / METADATA, group_text(fresh, {}).encode())
+        others = {path / rank_path(rank) for rank in range(1, fresh["world_size"])}
         for child in path.iterdir():
-            if child.is_dir():
+            if child.name == RANKS:
+                for store in set(child.iterdir()) - others:  # each rank overwrites its own
+                    _files.remove_tree(store)
+            elif child.is_dir():
                 _files.remove_tree(child)
             elif child.name not in (LOCK, METADATA):
                 _files.unlink(child)

@@ -20,6 +20,8 @@ _SMALLEST_COMPRESSED = 16 << 10  # below, blosc would triple the cost of an appe
 _BLOSC_OVERHEAD = 16
 _RAW_KINDS = frozenset({"weights", "gradients"})
 _CHECKSUM = struct.Struct("<I")
+_BLOSC_SIZES = struct.Struct("<III")
+"""At byte 4 of what blosc wrote: bytes of the data, of its own blocks, of all that it wrote."""
 
 Bytes = npt.NDArray[np.uint8]
 Encoded = Any
@@ -74,15 +76,30 @@ class Codec:
         ChecksumError
             If the bytes are not those that were written.
         """
+        if stored.nbytes < _CHECKSUM.size:
+            raise ChecksumError
         body = stored[: -_CHECKSUM.size]
         if google_crc32c.value(body) != _CHECKSUM.unpack(stored[-_CHECKSUM.size :].tobytes())[0]:
             raise ChecksumError
         if self.compressor != "none":
-            blosc.decompress(body, out)
+            _decompress(body, out)
         elif body.nbytes != out.nbytes:
             raise ChecksumError
         else:
             out.reshape(-1).view(np.uint8)[:] = body
+
+
+def _decompress(body: Bytes, out: npt.NDArray[Any]) -> None:
+    """Fill a block from blosc's bytes, which must say that they are all of it, and no more."""
+    if body.nbytes < _BLOSC_OVERHEAD:
+        raise ChecksumError
+    claimed, _, stored = _BLOSC_SIZES.unpack(body[4:_BLOSC_OVERHEAD].tobytes())
+    if (claimed, stored) != (out.nbytes, body.nbytes):
+        raise ChecksumError
+    try:
+        blosc.decompress(body, out)
+    except (RuntimeError, ValueError) as error:
+        raise ChecksumError from error
 
 
 class ChecksumError(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from filmstrip.store import _files
 from filmstrip.store._names import chunk_index, chunk_key
 from filmstrip.store._place import Place
+from filmstrip.store.errors import FormatError
 
 
 class Column:
@@ -52,10 +54,20 @@ class Column:
         OSError
             If the disk refuses.
         """
-        chunk, position = divmod(row, self._rows)
-        if chunk != self._chunk:
-            self._open(chunk)
-        _files.pwrite(self._descriptors.get(self._file), [value], position * len(self._fill))
+        _files.pwrite(self._descriptors.get(self._of(row)), [value], self._offset(row))
+
+    def get(self, row: int) -> bytes:
+        """Return one row."""
+        descriptor = self._descriptors.get(self._of(row))
+        return os.pread(descriptor, len(self._fill), self._offset(row))
+
+    def _offset(self, row: int) -> int:
+        return row % self._rows * len(self._fill)
+
+    def _of(self, row: int) -> str:
+        if row // self._rows != self._chunk:
+            self._open(row // self._rows)
+        return self._file
 
     def _open(self, chunk: int) -> None:
         self.close()
@@ -82,7 +94,7 @@ class Column:
             data, kept = path.read_bytes(), (keep - chunk * self._rows) * len(self._fill)
             refilled = data[:kept] + self._filled(self._rows)[kept:]
             if refilled != data:
-                _files.replace(path, refilled)
+                _files.replace(path, refilled, fsync=self._descriptors.fsync)
 
     def sync(self) -> None:
         """Wait until the last file written is on the disk."""
@@ -122,4 +134,7 @@ def read_steps(place: Place, rows_per_file: int) -> npt.NDArray[np.int64]:
         found.append(steps[: behind[0]] if behind.size else steps)
         if behind.size or len(steps) < rows_per_file:
             break
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+    steps = np.concatenate(found) if found else np.empty(0, np.int64)
+    if not (np.diff(steps) > 0).all():
+        raise FormatError(str(place), "its steps do not rise")
+    return steps

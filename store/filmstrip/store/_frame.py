@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from filmstrip.store._widen import NARROW, array_of, widened
+
 # What Zarr readers can open as it is. Everything else is widened, without loss.
-_PLAIN = frozenset(
+PLAIN = frozenset(
     [
         "float16",
         "float32",
@@ -26,7 +28,6 @@ _PLAIN = frozenset(
         "complex64",
     ]
 )
-_WIDENED = {"bfloat16": "float32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,9 @@ class FrameSpec:
     shape : tuple of int
         Shape of a frame, without the step axis.
     dtype : str
-        dtype of the arrays that will be appended. ``"bfloat16"`` arrays are given as uint16 views
-        of their bits and stored as float32.
+        dtype of the arrays that will be appended. ``"bfloat16"`` is stored as float32 and 8-bit
+        floats, named as torch and ml_dtypes do, as float16; such frames are given as tensors,
+        as ml_dtypes arrays, or as uint16 and uint8 views of their bits.
     layout : str, optional
         One letter an axis: ``"NCHW"``, ``"OIHW"``, ``"NC"``, …
     axes : tuple of str, optional
@@ -58,6 +60,10 @@ class FrameSpec:
         What was taken of the whole tensor, in words.
     degraded : str, optional
         Why less was taken than asked for, in words.
+    global_shape, offset : tuple of int, optional
+        Of a sharded tensor: the shape of all of it, and where this rank's piece begins.
+    mesh, placements : tuple of str, optional
+        How it is sharded, in the framework's words.
 
     Raises
     ------
@@ -81,23 +87,37 @@ class FrameSpec:
     aliases: tuple[str, ...] = ()
     take: str | None = None
     degraded: str | None = None
+    global_shape: tuple[int, ...] | None = None
+    offset: tuple[int, ...] | None = None
+    mesh: tuple[str, ...] | None = None
+    placements: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(length) for length in self.shape))
-        if self.dtype not in _WIDENED:
+        if self.dtype not in NARROW:
             object.__setattr__(self, "dtype", _dtype_name(self.dtype))
-        if self.dtype not in _PLAIN and self.dtype not in _WIDENED:
-            stored = ", ".join(sorted(_PLAIN | set(_WIDENED)))
+        if self.dtype not in PLAIN and self.dtype not in NARROW:
+            stored = ", ".join(sorted(PLAIN | set(NARROW)))
             raise ValueError(f"frames of dtype {self.dtype} cannot be stored; these can: {stored}")
         if any(length < 0 for length in self.shape):
             raise ValueError(f"a frame needs lengths of 0 or more; got shape {self.shape}")
         if self.layout is not None and len(self.layout) != len(self.shape):
             raise ValueError(f"layout {self.layout!r} does not fit shape {self.shape}")
+        if (self.offset is None) != (self.global_shape is None):
+            raise ValueError("a piece of a tensor needs both its offset and its global_shape")
+        if self.offset is not None and self.global_shape is not None:
+            ranks = len(self.shape) == len(self.offset) == len(self.global_shape)
+            pieces = zip(self.offset, self.shape, self.global_shape, strict=False)
+            if not ranks or not all(0 <= at <= at + n <= whole for at, n, whole in pieces):
+                raise ValueError(
+                    f"a piece of {self.shape} at {self.offset} does not fit {self.global_shape}"
+                )
 
     @property
     def stored_dtype(self) -> np.dtype[Any]:
         """Dtype of the array in the store, little-endian."""
-        return np.dtype(_WIDENED.get(self.dtype, self.dtype)).newbyteorder("<")
+        narrow = NARROW.get(self.dtype)
+        return np.dtype(self.dtype if narrow is None else narrow.stored).newbyteorder("<")
 
     @property
     def batched(self) -> bool:
@@ -107,7 +127,7 @@ class FrameSpec:
     @property
     def widened(self) -> bool:
         """Whether the store holds a wider dtype than the source."""
-        return self.dtype in _WIDENED
+        return self.dtype in NARROW
 
     @property
     def nbytes(self) -> int:
@@ -128,8 +148,16 @@ class FrameSpec:
             "aliases": list(self.aliases) or None,
             "take": self.take,
             "degraded": self.degraded,
+            "global_shape": self.global_shape,
+            "offset": self.offset,
+            "mesh": self.mesh,
+            "placements": self.placements,
         }
-        return {key: value for key, value in known.items() if value is not None}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in known.items()
+            if value is not None
+        }
 
 
 def _dtype_name(dtype: object) -> str:
@@ -148,7 +176,7 @@ def as_stored(frame: npt.ArrayLike, spec: FrameSpec, layer: str) -> npt.NDArray[
     Parameters
     ----------
     frame : array_like
-        Of ``spec.dtype``; bits as uint16 for bfloat16.
+        Of ``spec.dtype``.
     spec : FrameSpec
         The layer's frames.
     layer : str
@@ -170,20 +198,23 @@ def as_stored(frame: npt.ArrayLike, spec: FrameSpec, layer: str) -> npt.NDArray[
     array([1.5], dtype=float32)
     """
     try:
-        array = np.asarray(frame)
-    except (TypeError, RuntimeError) as error:  # a tensor that wants a gradient, or is elsewhere
-        raise ValueError(f"a frame of {layer!r} is not an array on the CPU: {error}") from error
-    wanted = np.dtype(np.uint16) if spec.widened else spec.stored_dtype
+        array = array_of(frame)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"a frame of {layer!r} is not an array: {error}") from error
+    narrow = NARROW.get(spec.dtype)
+    wanted = spec.stored_dtype if narrow is None else np.dtype(narrow.bits)
     if array.dtype != wanted:
-        bits = " (as uint16 bits)" if spec.widened else ""
+        bits = "" if narrow is None else f" (or {narrow.bits} bits)"
         raise ValueError(f"frames of {layer!r} are {spec.dtype}{bits}; got {array.dtype}")
     if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
-    return (array.astype(np.uint32) << 16).view(np.float32) if spec.widened else array
+    return array if narrow is None else widened(array, spec.dtype)
 
 
-def fill_value(dtype: np.dtype[Any]) -> float | int | bool:
+def fill_value(dtype: np.dtype[Any]) -> complex | float | int | bool:
     """Return what stands where nothing was written: NaN, 0 or False."""
-    if dtype.kind in "fc":
+    if dtype.kind == "c":
+        return complex("nan+nanj")
+    if dtype.kind == "f":
         return float("nan")
     return False if dtype.kind == "b" else 0

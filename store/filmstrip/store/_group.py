@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from filmstrip.store._layout import FIRST_CAPACITY
 from filmstrip.store._metadata import ArrayMetadata, Json, group_text, members_of, read_json
 from filmstrip.store._names import METADATA, SAMPLES, STEP, WALL_TIME
 from filmstrip.store._place import LocalPlace
-from filmstrip.store.errors import StoreWriteError
+from filmstrip.store.errors import StoreError, StoreWriteError
 
 if TYPE_CHECKING:
     from filmstrip.store._publish import Publisher
@@ -55,10 +55,12 @@ class GroupWriter:
         self.documents: dict[str, Json] = {}
         self.arrays: dict[str, Array] = {}
         self.rows = 0
+        self._committed = 0  # rows that the group's zarr.json names
         self.last_step = _NO_STEP
         self._capacity = FIRST_CAPACITY
         self._publisher, self._descriptors = publisher, publisher.descriptors
-        self._broken: list[tuple[str, int]] = []
+        self._broken: list[tuple[str, int, bytes | None]] = []
+        self._unpublished = False
         if attributes is not None:
             self._create()
         else:
@@ -94,6 +96,9 @@ class GroupWriter:
 
     def add(self, name: str, form: ArrayForm, document: Json) -> None:
         """Make an array; readers see it when the group is published next."""
+        self._unpublished = True
+        if (self.path / name).exists():  # a process was killed before anybody knew of its array
+            _files.remove_tree(self.path / name)
         _files.make_directory(self.path / name)
         array = self._array(name, form, document)
         write_metadata(
@@ -109,7 +114,7 @@ class GroupWriter:
             if about.get(key) != value:
                 about[key] = value
                 self.arrays[name].metadata = ArrayMetadata.of(self.documents[name])
-                self._publisher.publish_now(self)
+                self._unpublished = True  # the row that comes next waits for it
 
     def check_step(self, step: int) -> None:
         """Raise if a step cannot be the next row's.
@@ -163,62 +168,77 @@ class GroupWriter:
                 STEP: _INT64.pack(step),
             }
             with self._taken_back(row) as begun:
-                self._mend()
+                self._prepare()
                 if row >= self._capacity:
                     self.set_capacity(2 * self._capacity)
                 for name, value in values.items():
-                    begun.append(name)
+                    begun[name] = None
                     self.arrays[name].put(row, value)
                 self._sync(values)
-                begun += axis
+                begun |= dict.fromkeys(axis)
                 for name, packed in axis.items():
                     self._put(name, row, packed)
                 self._sync(axis)
-            self.rows, self.last_step = row + 1, step
+                self.last_step, self.rows = step, row + 1
             self._publisher.pending(self)
 
     def amend(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Write columns of the last row that were left out of it.
+        """Write columns of the last row, left out of it or not.
 
         Raises
         ------
         StoreWriteError
-            If they could not be written; none of them is then there.
+            If they could not be written; all of them are then as they were.
         """
         with self._publisher.writing():
             row = self.rows - 1
             with self._taken_back(row) as begun:
-                self._mend()
+                self._prepare()
                 for name, value in values.items():
-                    begun.append(name)
+                    begun[name] = self._column(name).get(row)
                     self.arrays[name].put(row, value)
                 self._sync(values)
             self._publisher.pending(self)
 
+    def _prepare(self) -> None:
+        """Do what must be done before a row: nobody may see one that is described nowhere."""
+        self._mend()
+        if self._unpublished:
+            self._publisher.publish_now(self)
+
     @contextlib.contextmanager
-    def _taken_back(self, row: int) -> Iterator[list[str]]:
-        """Yield a list for the arrays begun; whatever goes wrong, they are as before."""
-        begun: list[str] = []
+    def _taken_back(self, row: int) -> Iterator[dict[str, bytes | None]]:
+        """Yield a dict for the arrays begun and what they held; whatever goes wrong, they do."""
+        rows, last_step = self.rows, self.last_step
+        begun: dict[str, bytes | None] = {}
         try:
             yield begun
         except BaseException as error:
-            self._broken += [(name, row) for name in begun]
-            with contextlib.suppress(OSError):
-                self._mend()
-            if isinstance(error, OSError):
+            if self.rows == rows:  # else an interrupt came when all was done
+                self.last_step = last_step
+                self._broken += [(name, row, before) for name, before in begun.items()]
+                with contextlib.suppress(OSError):
+                    self._mend()
+            if isinstance(error, OSError) and not isinstance(error, StoreError):
                 raise StoreWriteError(error.errno or 0, str(self.path)) from error
             raise
 
-    def _put(self, name: str, row: int, value: bytes) -> None:
+    def _column(self, name: str) -> ColumnArray:
         column = self.arrays[name]
         assert isinstance(column, ColumnArray)
-        column.put_bytes(row, value)
+        return column
+
+    def _put(self, name: str, row: int, value: bytes) -> None:
+        self._column(name).put_bytes(row, value)
 
     def _mend(self) -> None:
         """Take back what a failed row left: the row that takes its place must not show it."""
         while self._broken:
-            name, row = self._broken[-1]
-            self.arrays[name].drop(row)
+            name, row, before = self._broken[-1]
+            if before is None:
+                self.arrays[name].drop(row)
+            else:
+                self._put(name, row, before)
             self._broken.pop()
 
     def set_capacity(self, capacity: int) -> None:
@@ -233,20 +253,27 @@ class GroupWriter:
         self._capacity = capacity
 
     def _sync(self, names: Iterable[str]) -> None:
-        if self._descriptors.fsync:
+        if self._descriptors.ordered:
             for name in names:
                 self.arrays[name].sync()
 
     def members(self, prefix: str = "") -> dict[str, str]:
         """Return the metadata of every array at its committed length."""
         return {
-            prefix + name: array.metadata.text(self.rows) for name, array in self.arrays.items()
+            prefix + name: array.metadata.text(self._committed)
+            for name, array in self.arrays.items()
         }
 
     def publish(self) -> None:
         """Replace the group's zarr.json: the commit of all rows so far."""
-        text = group_text(self.attributes, self.members())
-        _files.replace(self.path / METADATA, text.encode(), fsync=self._descriptors.fsync)
+        before, self._committed = self._committed, self.rows
+        try:
+            text = group_text(self.attributes, self.members())
+            self._publisher.put_metadata(self.path / METADATA, text)
+        except BaseException:
+            self._committed = before
+            raise
+        self._unpublished = False
 
     def shorten(self, first_step: int | None) -> list[int]:
         """Forget the rows from a step on; what is on disk stays until `truncate`.
@@ -259,6 +286,7 @@ class GroupWriter:
         steps = self._steps()
         keep = len(steps) if first_step is None else int(np.searchsorted(steps, first_step))
         self.rows, self.last_step = keep, int(steps[keep - 1]) if keep else _NO_STEP
+        self._committed = keep  # the root is to say so before the group does
         return [int(step) for step in steps[keep:]]
 
     def truncate(self) -> None:
@@ -266,13 +294,17 @@ class GroupWriter:
         # The step first: while it stands, the row must be whole.
         for name in sorted(self.arrays, key=lambda name: name != STEP):
             self.arrays[name].truncate(self.rows)
+            _files.sweep(self.path / name)
+        _files.sweep(self.path)
         capacity = FIRST_CAPACITY
         while capacity <= self.rows:
             capacity *= 2
         self.set_capacity(capacity)
 
-    def close(self) -> None:
-        """Seal the strips and set every array's own length to the committed one."""
-        for array in self.arrays.values():
-            array.close()
-        self.set_capacity(self.rows)
+    def closing(self) -> list[Callable[[], None]]:
+        """Return what seals the strips and sets every array's own length to the committed one."""
+        return [
+            self._mend,
+            *(array.close for array in self.arrays.values()),
+            lambda: self.set_capacity(self.rows),
+        ]

@@ -15,6 +15,7 @@ LARGEST_BLOCK = 1 << 30  # blosc refuses 2 GiB
 SHARD_BYTES = 64 << 20
 COLUMN_BYTES = 1 << 20
 COLUMN_ROWS = 16_384
+LARGEST_COLUMN = 256 << 20  # of a file; one row of a million layers' statistics is 72 MB
 FIRST_CAPACITY = 4_096
 
 

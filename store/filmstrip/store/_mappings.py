@@ -21,8 +21,8 @@ class Strips(Mapping[str, Strip]):
     def __init__(self, run: Run, kind: str) -> None:
         self._run, self._kind = run, kind
 
-    def _names(self) -> dict[str, str]:
-        return self._run.view(self._kind).layers() if self._kind in self._run.groups() else {}
+    def _names(self) -> list[str]:
+        return self._run.layers(self._kind) if self._kind in self._run.groups() else []
 
     def __getitem__(self, layer: str) -> Strip:
         return self._run.strip(self._kind, layer)

@@ -8,6 +8,7 @@ was prepared once, since a group can have a thousand arrays.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,36 @@ from filmstrip.store.errors import FormatError, NotARunError, RunNotFoundError
 
 FORMAT = 1
 Json = dict[str, Any]
+
+# What attributes are, where they are there; whoever reads them need not ask again.
+_OF_ARRAYS: dict[str, tuple[type, ...]] = {
+    "layer": (str,),
+    "original": (str,),
+    "dtype": (str,),
+    "layout": (str,),
+    "order": (int,),
+    "axes": (list,),
+    "varies": (list,),
+}
+_OF_RUNS: dict[str, tuple[type, ...]] = {
+    "run_id": (str,),
+    "created": (int, float),
+    "rank": (int,),
+    "world_size": (int,),
+    "groups": (list,),
+    "attempts": (list,),
+    "metadata": (dict,),
+}
+_OF_ATTEMPTS: dict[str, tuple[type, ...]] = {
+    "host": (str,),
+    "pid": (int,),
+    "time": (int, float),
+    "ended": (int, float),
+    "first_step": (int,),
+}
+MOST_RANKS = 1 << 16
+"""Each is looked for, so that a lie would take long."""
+_LARGEST = {"rank": MOST_RANKS, "world_size": MOST_RANKS, "pid": (1 << 31) - 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +149,10 @@ def read_json(place: Place) -> Json | None:
         return None
     try:
         document = json.loads(raw)
+        if (
+            b"\\ud" in raw or b"\\uD" in raw
+        ):  # half a character is in no name, and cannot be printed
+            json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise FormatError(str(place), f"it is not JSON ({error})") from error
     if not isinstance(document, dict):
@@ -167,10 +202,37 @@ def members_of(document: Json, where: object) -> tuple[Json, dict[str, Json]]:
         checked_part(name, where)
         if not isinstance(member, dict) or not isinstance(member.get("attributes"), dict):
             raise FormatError(str(where), f"its zarr.json does not describe {name!r}")
-        about = member["attributes"].get("filmstrip", {"layer": ""})
-        if not isinstance(about, dict) or not isinstance(about.get("layer"), str):
-            raise FormatError(str(where), f"its zarr.json does not say what {name!r} is")
+        about = member["attributes"].get("filmstrip")
+        if about is None and "filmstrip" not in member["attributes"]:
+            continue
+        odd = _odd(about, _OF_ARRAYS, needed=("layer", "original", "dtype"))
+        if odd is None and not all(isinstance(axis, int) for axis in about.get("varies", ())):
+            odd = "varies"
+        if odd is not None:
+            raise FormatError(str(where), f"its zarr.json does not say what {name!r} is ({odd})")
     return attributes, members
+
+
+def _odd(
+    about: object, types: Mapping[str, tuple[type, ...]], needed: Iterable[str] = ()
+) -> str | None:
+    """Return the first attribute that is missing or not what it must be."""
+    if not isinstance(about, dict):
+        return "no object"
+    for name in needed:
+        if about.get(name) is None:
+            return name
+    for name, allowed in types.items():
+        value = about.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, allowed) or isinstance(value, bool):
+            return name
+        if isinstance(value, int | float):
+            limit = _LARGEST.get(name, 1 << 63)
+            if not (math.isfinite(value) and 0 <= value <= limit):
+                return name
+    return None
 
 
 def run_attributes(place: Place, file: MetadataFile | None = None) -> Json:
@@ -204,14 +266,23 @@ def run_attributes(place: Place, file: MetadataFile | None = None) -> Json:
 
 
 def _check_root(place: Place, attributes: Json) -> None:
-    groups, attempts = attributes.get("groups"), attributes.get("attempts")
-    if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
-        raise FormatError(str(place), "its list of groups is damaged")
-    for group in groups:
+    needed = ("run_id", "created", "groups", "attempts")
+    odd = _odd(attributes, _OF_RUNS, needed)
+    if odd is None and attributes.get("world_size", 1) == 0:
+        odd = "world_size"
+    if odd is not None:
+        raise FormatError(str(place), f"its {odd} is {_shown(attributes.get(odd))}")
+    for group in attributes["groups"]:
+        if not isinstance(group, str):
+            raise FormatError(str(place), "its list of groups is damaged")
         for part in group.split("/"):
             checked_part(part, place)
-    if not isinstance(attempts, list) or not all(isinstance(one, dict) for one in attempts):
-        raise FormatError(str(place), "its list of attempts is damaged")
-    world = attributes.get("world_size", 1)
-    if not isinstance(world, int) or not 1 <= world <= 1 << 20:
-        raise FormatError(str(place), f"its world_size is {world!r}")
+    for attempt in attributes["attempts"]:
+        odd = _odd(attempt, _OF_ATTEMPTS, ("host", "pid"))
+        if odd is not None:
+            raise FormatError(str(place), f"its list of attempts is damaged ({odd})")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"

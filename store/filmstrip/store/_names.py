@@ -89,6 +89,17 @@ def array_name(name: str, taken: Iterable[str] = ()) -> str:
     return candidate
 
 
+def rank_path(rank: int) -> str:
+    """Return the path of a rank's store inside the run; rank 0's is the run itself.
+
+    Examples
+    --------
+    >>> rank_path(3)
+    'ranks/0003'
+    """
+    return f"{RANKS}/{rank:04d}"
+
+
 def statistics_group(kind: str) -> str:
     """Return the path of the group that holds a kind's statistics."""
     return f"{STATISTICS}/{kind}"

@@ -12,6 +12,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -20,8 +21,19 @@ import numpy.typing as npt
 
 from filmstrip.store.errors import FormatError, RunNotFoundError, StoreError
 
-METADATA_BYTES = 256 << 20
-"""Most that a zarr.json may have."""
+METADATA_BYTES = 64 << 20
+"""Most that a zarr.json may have, for some 60,000 arrays; parsed, it takes ten times as much."""
+
+_RETRY: Any = {
+    "max_retries": 3,
+    "retry_timeout": timedelta(seconds=10),  # not three minutes, where a host is only misspelt
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=100),
+        "max_backoff": timedelta(seconds=1),
+        "base": 2,
+    },
+}
+_CONNECT = timedelta(seconds=5)
 
 
 class Blob(Protocol):
@@ -97,9 +109,20 @@ def checked_part(name: str, where: object) -> str:
     FormatError
         If it leads elsewhere.
     """
-    if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise FormatError(str(where), f"{name!r} is no name inside a run")
+    # Above 255 bytes no file system has it; a surrogate cannot be encoded.
+    odd = not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name
+    if odd or len(name.encode(errors="surrogatepass")) > 255 or not _encodable(name):
+        shown = name if len(name) <= 60 else f"{name[:60]}…"
+        raise FormatError(str(where), f"{shown!r} is no name inside a run")
     return name
+
+
+def _encodable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _File:
@@ -113,11 +136,13 @@ class _File:
         return os.fstat(self._fd).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self._fd, length, offset)
+        # No longer than the file is: room for the length asked for is made before it is read.
+        length = min(length, self.size - offset)
+        return os.pread(self._fd, length, offset) if length > 0 else b""
 
     def map(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
         with os.fdopen(os.dup(self._fd), "rb") as file:
-            return np.memmap(file, dtype, "r", shape=shape)
+            return np.asarray(np.memmap(file, dtype, "r", shape=shape))
 
 
 class LocalPlace(Place):
@@ -149,6 +174,8 @@ class LocalPlace(Place):
             status = self.path.lstat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise _refused(self, error) from error
         return status.st_ino, status.st_mtime_ns, status.st_size  # replaced, never in place
 
     @contextlib.contextmanager
@@ -160,7 +187,9 @@ class LocalPlace(Place):
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise FormatError(str(self.path), "it is a link") from error
-            raise
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise _refused(self, error) from error
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise FormatError(str(self.path), "it is not a file")
@@ -183,19 +212,19 @@ class LocalPlace(Place):
             raise FormatError(str(self.path), "a link leads out of the run")
 
 
+def _refused(place: Place, error: OSError) -> StoreError:
+    return StoreError(f"{place} cannot be read: {os.strerror(error.errno or 0)}")
+
+
 class _Object:
     """An object of a store, read by ranges."""
 
-    def __init__(self, store: Any, key: str, size: int) -> None:
-        self._store, self._key, self.size = store, key, size
+    def __init__(self, place: RemotePlace, size: int) -> None:
+        self._place, self.size = place, size
 
     def read(self, offset: int, length: int) -> bytes:
-        import obstore
-
         length = min(length, self.size - offset)
-        if length <= 0:
-            return b""
-        return bytes(obstore.get_range(self._store, self._key, start=offset, length=length))
+        return b"" if length <= 0 else self._place.read_range(offset, length, self.size)
 
     def map(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
         wanted = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -228,14 +257,52 @@ class RemotePlace(Place):
 
     def _head(self) -> Any | None:
         import obstore
+
+        try:
+            with self._translated():
+                return obstore.head(self._store, self._key)
+        except FileNotFoundError:
+            return None
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Make one line of every failure but that of what is not there."""
         from obstore.exceptions import BaseError
 
         try:
-            return obstore.head(self._store, self._key)
+            yield
+        except FileNotFoundError:
+            raise
+        except BaseError as error:
+            raise StoreError(f"{self} cannot be read: {_first_line(error)}") from error
+
+    def read(self) -> bytes | None:
+        import obstore
+
+        try:
+            with self._translated():
+                # In one request, or the file could be another one than was asked about.
+                found = obstore.get(self._store, self._key)
+                size = found.meta["size"]
+                if size <= METADATA_BYTES:
+                    return bytes(found.bytes())
         except FileNotFoundError:
             return None
-        except BaseError as error:
-            raise StoreError(f"{self} cannot be reached: {_first_line(error)}") from error
+        raise FormatError(str(self), f"it has {size} bytes, too many for metadata")
+
+    def read_range(self, offset: int, length: int, size: int) -> bytes:
+        """Return a part of the file, nothing when it has another size meanwhile."""
+        import obstore
+
+        try:
+            with self._translated():
+                found = obstore.get_range(self._store, self._key, start=offset, length=length)
+                return bytes(found)
+        except StoreError:
+            head = self._head()
+            if head is not None and head["size"] == size:
+                raise
+        return b""
 
     def stamp(self) -> object | None:
         head = self._head()
@@ -249,7 +316,7 @@ class RemotePlace(Place):
         head = self._head()
         if head is None:
             raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
-        yield _Object(self._store, self._key, head["size"])
+        yield _Object(self, head["size"])
 
     def exists(self) -> bool:
         return self._head() is not None
@@ -289,13 +356,14 @@ def place_of(run: str | os.PathLike[str]) -> Place:
         from obstore.store import from_url
     except ImportError as error:
         raise ImportError(
-            f"reading {location} needs obstore: pip install 'filmstrip[remote]'"
+            f"reading {location} needs obstore: pip install 'filmstrip[remote]'", name="obstore"
         ) from error
     url = location.rstrip("/")
     endpoints = (url, os.environ.get("AWS_ENDPOINT_URL", ""), os.environ.get("AWS_ENDPOINT", ""))
     plain = any(endpoint.startswith("http://") for endpoint in endpoints)
+    options: Any = {"allow_http": plain, "connect_timeout": _CONNECT}
     try:
-        return RemotePlace(url, from_url(url, client_options={"allow_http": plain}))
+        return RemotePlace(url, from_url(url, client_options=options, retry_config=_RETRY))
     except (BaseError, ValueError) as error:
         raise StoreError(f"{url} cannot be read: {_first_line(error)}") from error
 

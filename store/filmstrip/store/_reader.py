@@ -20,7 +20,7 @@ from filmstrip.store._metadata import Json
 from filmstrip.store._names import chunk_key
 from filmstrip.store._place import Blob, LocalPlace, Place
 from filmstrip.store._shardlog import EMPTY, index_bytes, parse_index
-from filmstrip.store.errors import FormatError
+from filmstrip.store.errors import FormatError, StoreError
 
 _TRIES = 4
 T = TypeVar("T")
@@ -109,14 +109,14 @@ class ArrayReader:
             If the data are damaged.
         """
         if self.form.layout is None:
-            return _indexed(self._column(rows, index), index)
-        box, inside = _box(index, self.form.shape, self.form.dtype)
-        out = np.empty((len(rows), *(high - low for low, high in box)), self.form.dtype)
+            return indexed(self._column(rows, index), index)
+        box, inside = box_of(index, self.form.shape, self.form.dtype)
+        out = room((len(rows), *(high - low for low, high in box)), self.form.dtype)
         if out.size:
             for shard, where in _by_file(rows, self.form.rows):
                 local = rows[where] - shard * self.form.rows
                 self._read_shard(shard, local, box, out[where])
-        return _indexed(out, inside)
+        return indexed(out, inside)
 
     def last_present(self, rows: int, count: int) -> Rows:
         """Return the last rows that hold something, ascending; no file before them is opened.
@@ -143,7 +143,7 @@ class ArrayReader:
         return np.concatenate(found)[-count:] if found else np.empty(0, np.int64)
 
     def _column(self, rows: Rows, index: Index = ()) -> npt.NDArray[Any]:
-        out = np.empty((len(rows), *self.form.shape), self.form.dtype)
+        out = room((len(rows), *self.form.shape), self.form.dtype)
         for chunk, where in _by_file(rows, self.form.rows):
             place = self._place / chunk_key(chunk, self._ndim)
             local = rows[where] - chunk * self.form.rows
@@ -252,6 +252,20 @@ def _by_file(rows: Rows, per_file: int) -> Iterator[tuple[int, slice]]:
         yield int(files[start]), slice(start, stop)
 
 
+def room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return an empty array.
+
+    Raises
+    ------
+    StoreError
+        If there is no memory for it.
+    """
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError) as error:  # the latter where no machine has so much
+        raise StoreError(f"frames of {shape} {dtype.name} do not fit into memory") from error
+
+
 def _tuple(index: Index) -> tuple[Any, ...]:
     return index if isinstance(index, tuple) else (index,)
 
@@ -266,7 +280,7 @@ def _is_basic(index: Index) -> bool:
     )
 
 
-def _indexed(out: npt.NDArray[Any], index: Index) -> npt.NDArray[Any]:
+def indexed(out: npt.NDArray[Any], index: Index) -> npt.NDArray[Any]:
     """Apply an index to every row."""
     if _is_basic(index):
         result: npt.NDArray[Any] = out[(slice(None), *_tuple(index))]
@@ -276,7 +290,7 @@ def _indexed(out: npt.NDArray[Any], index: Index) -> npt.NDArray[Any]:
     return np.stack([row[index] for row in out])
 
 
-def _box(
+def box_of(
     index: Index, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> tuple[list[tuple[int, int]], Index]:
     """Return the smallest box that holds what an index picks, and the index inside it."""

@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import socket
+import sys
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -55,11 +56,14 @@ class RunWriter:
         self.attempt = len(attributes["attempts"]) + 1
         self.rewound: tuple[int, int, int] | None = None
         self._compression = compression
-        self._publisher = Publisher(path, attributes, lock, _files.Descriptors(fsync=fsync))
+        network = _files.on_network(path)
+        descriptors = _files.Descriptors(fsync=fsync, network=network)
+        self._publisher = Publisher(path, attributes, lock, descriptors)
         self._kinds: dict[str, KindWriter] = {}
         self._statistics: dict[str, StatisticsWriter] = {}
         self._scalars: dict[str, ScalarWriter] = {}
         try:
+            _check_disk(path)
             for name in attributes["groups"]:
                 self._publisher.groups[name] = GroupWriter(self._publisher, name)
             self._rewind(first_step)
@@ -78,6 +82,9 @@ class RunWriter:
             raise
         atexit.register(self.close)
         _open_runs.add(self)
+        # A forked worker of multiprocessing ends without atexit.
+        util = sys.modules.get("multiprocessing.util")
+        self._finalizer = util and util.Finalize(None, self.close, exitpriority=0)
 
     def _rewind(self, first_step: int | None) -> None:
         """Take back every row at or behind a step; killed anywhere, the next attach repeats it."""
@@ -92,6 +99,7 @@ class RunWriter:
             group.publish()
         for group in groups:
             group.truncate()
+        _files.sweep(self.path)
 
     def writer(self, kind: str, specs: Mapping[str, FrameSpec]) -> KindWriter:
         """Return the writer of a kind, with room for more layers.
@@ -233,12 +241,17 @@ class RunWriter:
         StoreWriteError
             If that could not be written. What was committed stays.
         """
-        atexit.unregister(self.close)
+        self._forget_exit()
         _open_runs.discard(self)
         self._publisher.close()
 
-    def _abandon_after_fork(self) -> None:
+    def _forget_exit(self) -> None:
         atexit.unregister(self.close)
+        if self._finalizer is not None:
+            self._finalizer.cancel()
+
+    def _abandon_after_fork(self) -> None:
+        self._forget_exit()
         self._publisher.abandon_after_fork()
 
     def __enter__(self) -> Self:
@@ -251,6 +264,15 @@ class RunWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _check_disk(path: Path) -> None:
+    """Raise if rows cannot be written here as they are, in place."""
+    if not _files.writes_in_place(path):
+        raise StoreError(
+            f"the file system of {path} does not give back what is written in the middle of a "
+            f"file; record to a local disk and copy the run when it is done"
+        )
 
 
 _open_runs: weakref.WeakSet[RunWriter] = weakref.WeakSet()

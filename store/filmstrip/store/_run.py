@@ -5,28 +5,30 @@ from __future__ import annotations
 import html
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from filmstrip.store._diff import Difference, compare
 from filmstrip.store._mappings import Scalars, Strips
-from filmstrip.store._metadata import Json, MetadataFile, run_attributes
+from filmstrip.store._metadata import Json
 from filmstrip.store._names import (
     FRAME_KINDS,
     HEALTH,
-    METADATA,
     SCALARS,
     STATISTICS,
     canonical,
     statistics_group,
 )
+from filmstrip.store._pieces import Piece
 from filmstrip.store._place import Place, place_of
 from filmstrip.store._select import Selector, nearest_names, select
 from filmstrip.store._statistics import Statistics
-from filmstrip.store._status import Status, disk_bytes, state_of
+from filmstrip.store._status import Status, state_of, status_of
+from filmstrip.store._stores import RankStore, RankStores
 from filmstrip.store._strip import Strip
 from filmstrip.store._summary import derive
 from filmstrip.store._view import GroupView, Series
@@ -59,9 +61,7 @@ class Run:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self._views: dict[str, GroupView] = {}
-        self._file = MetadataFile(place / METADATA)
-        run_attributes(place, self._file)
+        self._stores = RankStores(RankStore(place))
 
     @property
     def path(self) -> str:
@@ -71,7 +71,7 @@ class Run:
     @property
     def attributes(self) -> Json:
         """What the store says of the run."""
-        return run_attributes(self.place, self._file)
+        return self._stores.face.attributes
 
     @property
     def name(self) -> str:
@@ -89,8 +89,13 @@ class Run:
         return dict(self.attributes.get("metadata", {}))
 
     def groups(self) -> tuple[str, ...]:
-        """Return the paths of all groups, statistics and health included."""
-        return tuple(self.attributes["groups"])
+        """Return the paths of all groups of all ranks, statistics and health included."""
+        return tuple(dict.fromkeys(g for store in self._stores.all() for g in store.groups()))
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks that have written something."""
+        return tuple(store.rank for store in self._stores.all())
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -98,22 +103,37 @@ class Run:
         return tuple(sorted(g for g in self.groups() if g in FRAME_KINDS or g == SCALARS))
 
     def view(self, group: str) -> GroupView:
-        """Return one group.
+        """Return one group, that of the lowest rank that has it.
 
         Raises
         ------
         KindNotFoundError
             If the run has no such group.
         """
-        if group not in self.groups():
+        return self.views(group)[0][1]
+
+    def views(self, group: str) -> list[tuple[int, GroupView]]:
+        """Return one group of every rank that has it, with the rank.
+
+        Raises
+        ------
+        KindNotFoundError
+            If the run has no such group.
+        """
+        if group in self._stores.face.groups() and self._stores.world_size == 1:
+            return [(self._stores.face.rank, self._stores.face.view(group))]
+        views = [(store.rank, store.view(group)) for store in self._stores.having(group)]
+        if not views:
             raise KindNotFoundError(self.path, group, self.kinds)
-        if group not in self._views:
-            self._views[group] = GroupView(self.place, group)
-        return self._views[group]
+        return views
 
     def group_steps(self, group: str) -> Steps:
-        """Return the committed steps of a group."""
-        return self.view(group).steps()
+        """Return the steps of a group that all ranks that have it have committed."""
+        (_, first), *others = self.views(group)
+        steps = first.steps()
+        for _, view in others:
+            steps = steps[np.isin(steps, view.steps(), assume_unique=True)]
+        return steps
 
     def layers(self, kind: str, pattern: Selector = "*") -> list[str]:
         """Return the layers of a kind that a selector matches.
@@ -137,19 +157,29 @@ class Run:
         LayerNotFoundError
             If nothing matches. Names the nearest layers.
         """
-        names = (
-            list(Scalars(self, SCALARS)) if kind == SCALARS else list(self._frames(kind).layers())
-        )
+        names = list(Scalars(self, SCALARS)) if kind == SCALARS else list(self._arrays(kind))
         chosen = select(pattern, names)
         if not chosen and not (pattern == "*" and not names):
             shown = pattern if isinstance(pattern, str) else ", ".join(pattern)
             raise LayerNotFoundError(shown, f"{kind} in {self.name}", nearest_names(pattern, names))
         return chosen
 
-    def _frames(self, kind: str) -> GroupView:
+    def _arrays(self, kind: str) -> dict[str, list[tuple[int, GroupView, str]]]:
+        """Return, by layer in forward order, where each rank keeps it."""
         if kind not in FRAME_KINDS:
             raise KindNotFoundError(self.path, kind, self.kinds)
-        return self.view(kind)
+        views = self.views(kind)
+        if len(views) == 1:
+            rank, view = views[0]
+            return {layer: [(rank, view, array)] for layer, array in view.layers().items()}
+        found: dict[str, list[tuple[int, GroupView, str]]] = {}
+        orders: dict[str, int] = {}
+        for rank, view in views:
+            for layer, array in view.layers().items():
+                found.setdefault(layer, []).append((rank, view, array))
+                about = view.documents[array]["attributes"]["filmstrip"]
+                orders.setdefault(layer, int(about.get("order", 0)))
+        return {layer: found[layer] for layer in sorted(found, key=orders.__getitem__)}
 
     def strip(self, kind: str, layer: str) -> Strip:
         """Return one layer of one kind.
@@ -171,12 +201,13 @@ class Run:
         LayerNotFoundError
             If there is no such layer. Names the nearest ones.
         """
-        group = self._frames(kind)
-        names = group.layers()
+        arrays = self._arrays(kind)
         for name in (layer, canonical(layer)):
-            if name in names:
-                return Strip(self, group, kind, name, names[name])
-        raise LayerNotFoundError(layer, f"{kind} in {self.name}", nearest_names(layer, list(names)))
+            if name in arrays:
+                pieces = [Piece(view, array, rank) for rank, view, array in arrays[name]]
+                return Strip(self, kind, name, pieces)
+        where = f"{kind} in {self.name}"
+        raise LayerNotFoundError(layer, where, nearest_names(layer, list(arrays)))
 
     @property
     def activations(self) -> Mapping[str, Strip]:
@@ -214,14 +245,14 @@ class Run:
         return Scalars(self, HEALTH)
 
     def steps(self, kind: str) -> Steps:
-        """Return the committed steps of a kind.
+        """Return the steps of a kind that all ranks that have it have committed.
 
         Raises
         ------
         KindNotFoundError
             If the run has nothing of the kind.
         """
-        return self.view(kind).steps()
+        return self.group_steps(kind)
 
     def statistics(self, kind: str) -> Statistics:
         """Return the stored statistics of a kind.
@@ -236,7 +267,17 @@ class Run:
                 g.partition("/")[2] for g in self.groups() if g.startswith(f"{STATISTICS}/")
             ]
             raise KindNotFoundError(self.path, f"statistics of {kind}", described)
-        return Statistics(self.view(statistics_group(kind)), kind)
+        views = self.views(statistics_group(kind))
+        return Statistics(views, kind, self._owners(kind) if len(views) > 1 else {})
+
+    def _owners(self, kind: str) -> dict[str, frozenset[int]]:
+        """Return the ranks whose pieces make up a layer: of replicas, one."""
+        if kind not in FRAME_KINDS or kind not in self.groups():
+            return {}
+        return {
+            layer: frozenset(piece.rank for piece in self.strip(kind, layer).pieces)
+            for layer in self._arrays(kind)
+        }
 
     def nonfinite(self) -> NonFinite | None:
         """Return the first step, and its first layer in forward order, with NaN or infinity.
@@ -263,6 +304,40 @@ class Run:
                 layer = statistics.layers[position]
                 first = NonFinite(int(steps[row]), kind, layer, nan, posinf, neginf)
         return first
+
+    def diff(
+        self,
+        other: Run | str | os.PathLike[str],
+        *,
+        kinds: Sequence[str] | None = None,
+        layers: Selector = "*",
+        steps: slice = slice(None),
+    ) -> list[Difference]:
+        """Compare this run's frames with another's.
+
+        Parameters
+        ----------
+        other : Run, str or path-like
+            The other run.
+        kinds : sequence of str, optional
+            Kinds to compare; all that both have by default.
+        layers : str or iterable of str
+            Selector of layers; those that both have are compared.
+        steps : slice
+            Of steps, by label; those that both have are compared.
+
+        Returns
+        -------
+        list of Difference
+            One for each kind, layer and step, the worst first.
+
+        Raises
+        ------
+        StoreError
+            If a layer has different shapes, or nothing can be compared.
+        """
+        against = other if isinstance(other, Run) else open_run(other)
+        return compare(self, against, kinds=kinds, layers=layers, steps=steps)
 
     def follow(self, kind: str, *, poll: float = 0.2) -> Iterator[int]:
         """Yield the steps of a kind, those that are there and those that a live run adds.
@@ -296,32 +371,8 @@ class Run:
             time.sleep(poll)
 
     def status(self) -> Status:
-        """Return how the run is doing."""
-        attributes = self.attributes
-        steps, last_step, last_time = {}, None, None
-        for group in self.groups():
-            view = self.view(group)
-            kept = view.steps()
-            steps[group] = len(kept)
-            if len(kept):
-                last_step = max(int(kept[-1]), last_step or 0)
-                written = float(view.wall_times(np.array([len(kept) - 1]))[0])
-                last_time = max(written, last_time or 0.0)
-        health = self.health
-        totals = {
-            name: int(np.nansum(health[name].values)) if name in health else 0
-            for name in ("dropped", "errors")
-        }
-        return Status(
-            path=self.path,
-            state=state_of(attributes["attempts"]),
-            attempt=len(attributes["attempts"]),
-            last_step=last_step,
-            age=None if last_time is None else max(0.0, time.time() - last_time),
-            steps=steps,
-            bytes=disk_bytes(self.place),
-            **totals,
-        )
+        """Return how the run is doing, on all ranks."""
+        return status_of(self.path, self._stores)
 
     def close(self) -> None:
         """Do nothing: a run that is read holds no files open."""

@@ -45,6 +45,17 @@ def parse_index(raw: bytes) -> list[tuple[int, int]]:
     return list(_ENTRY.iter_unpack(body))
 
 
+def packed_index(entries: Sequence[tuple[int, int]]) -> bytes:
+    """Return an index, with its checksum, of the offset and length of every slot."""
+    return _checked(bytearray(b"".join(_ENTRY.pack(*entry) for entry in entries)))
+
+
+def live_bytes(slots: int, bound: int) -> int:
+    """Return the length of a shard that is being written, whose blocks take ``bound`` at most."""
+    index = index_bytes(slots)
+    return -(-(slots * bound + index) // PAGE) * PAGE + index
+
+
 def _checked(index: bytearray) -> bytes:
     body = bytes(index)
     return body + _CHECKSUM.pack(google_crc32c.value(body))
@@ -118,8 +129,7 @@ class ShardLog:
         self._blocks = blocks
         self._descriptors = descriptors
         self._index_bytes = index_bytes(slots)
-        body = slots * bound + self._index_bytes
-        self._length = -(-body // PAGE) * PAGE + self._index_bytes
+        self._length = live_bytes(slots, bound)
         self._index = bytearray(_ENTRY.pack(EMPTY, EMPTY) * slots)
         self._stale = False
         if not path.exists():
@@ -140,7 +150,14 @@ class ShardLog:
         kept = min(slots, keep * self._blocks)
         self._index[: kept * _ENTRY.size] = raw[: kept * _ENTRY.size]
         if size != self._length or any(offset != EMPTY for offset, _ in entries[kept:]):
-            self._write_index()
+            try:
+                self._write_index()
+            except BaseException:  # cut short, it would be neither the old index nor the new one
+                if size == self._length:
+                    _files.pwrite(fd, [raw], size - self._index_bytes)
+                else:
+                    _files.truncate(fd, size)
+                raise
 
     def _find_end(self) -> int:
         ends = [
@@ -204,6 +221,8 @@ class ShardLog:
         assert self._end + self._index_bytes <= self._length - self._index_bytes
         fd = self._descriptors.get(self._path)
         _files.pwrite(fd, [_checked(self._index)], self._end)
+        if self._descriptors.ordered:
+            _files.sync(fd)  # or a power cut leaves a file that was cut and has no index
         _files.truncate(fd, self._end + self._index_bytes)
         self.close()
 

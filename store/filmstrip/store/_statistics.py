@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import numpy.typing as npt
 
-from filmstrip.store._bits import rebin
+from filmstrip.store._bits import BINS, rebin
 from filmstrip.store._names import HISTOGRAM, VALUES, canonical
-from filmstrip.store._select import nearest_names, nearest_steps
+from filmstrip.store._select import (
+    Selector,
+    nearest_names,
+    nearest_steps,
+    select,
+    slice_steps,
+)
 from filmstrip.store._strip import histogram_edges
-from filmstrip.store._summary import DERIVED, STATISTICS, derive
+from filmstrip.store._summary import DERIVED, STATISTICS, derive, merge, merge_extremes
 from filmstrip.store._view import GroupView, Series
 from filmstrip.store.errors import (
+    FormatError,
     FrameNotFoundError,
     LayerNotFoundError,
     StatisticNotFoundError,
 )
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
 
 Floats = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
@@ -28,30 +42,39 @@ class Statistics:
     ``mean``, ``std``, ``l2``, ``rms`` and ``dead`` (the share of zeros).
     """
 
-    def __init__(self, group: GroupView, kind: str) -> None:
+    def __init__(
+        self,
+        views: Sequence[tuple[int, GroupView]],
+        kind: str,
+        owners: Mapping[str, frozenset[int]],
+    ) -> None:
         self.kind = kind
-        self._group = group
+        self._views, self._owners = views, owners
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Layers described, in forward order."""
-        return tuple(self._group.attributes["layers"])
+        return tuple(dict.fromkeys(name for _, view in self._views for name in _layers(view)))
 
     @property
     def steps(self) -> Steps:
-        """Steps described, ascending."""
-        return self._group.steps()
+        """Steps described on all ranks, ascending."""
+        return _common([view.steps() for _, view in self._views])
 
-    def _position(self, layer: str) -> int:
-        layers = self.layers
-        if canonical(layer) in layers:
-            return layers.index(canonical(layer))
-        raise LayerNotFoundError(
-            layer, f"the statistics of {self.kind}", nearest_names(layer, layers)
-        )
+    def _groups(self, layer: str) -> list[tuple[GroupView, int]]:
+        """Return the groups that describe a part of a layer, and its position in each."""
+        name, found = canonical(layer), []
+        for rank, view in self._views:
+            layers = _layers(view)
+            if name in layers and rank in self._owners.get(name, {rank}):
+                found.append((view, layers.index(name)))
+        if not found:
+            where = f"the statistics of {self.kind}"
+            raise LayerNotFoundError(layer, where, nearest_names(layer, self.layers))
+        return found
 
     def values(self, layer: str) -> tuple[Steps, Floats]:
-        """Return all stored statistics of a layer.
+        """Return all stored statistics of a layer, merged over ranks.
 
         Returns
         -------
@@ -60,13 +83,17 @@ class Statistics:
         values : ndarray of float64, shape (n_steps, 9)
             In the order of `STATISTICS`.
         """
-        steps, rows = self._group.rows(VALUES)
-        values = self._group.read(VALUES, steps, rows, self._position(layer))
-        there = ~np.isnan(values[:, 0])
-        return steps[there], values[there]
+        parts = []
+        for view, position in self._groups(layer):
+            steps = view.steps()
+            values = view.read(VALUES, steps, np.arange(len(steps)), position)
+            there = ~np.isnan(values[:, 0])
+            parts.append((steps[there], values[there]))
+        steps, stacked = _aligned(parts)
+        return steps, merge(stacked)
 
     def table(self) -> tuple[Steps, Floats]:
-        """Return all stored statistics of all layers.
+        """Return all stored statistics of all layers, merged over ranks.
 
         Returns
         -------
@@ -75,8 +102,17 @@ class Statistics:
         values : ndarray of float64, shape (n_steps, n_layers, 9)
             In the order of `layers` and `STATISTICS`; NaN where a layer had no tensor.
         """
-        steps, rows = self._group.rows(VALUES)
-        return steps, self._group.read(VALUES, steps, rows)
+        if len(self._views) == 1:
+            view = self._views[0][1]
+            steps = view.steps()
+            return steps, view.read(VALUES, steps, np.arange(len(steps)))
+        steps, layers = self.steps, self.layers
+        table = np.full((len(steps), len(layers), len(STATISTICS)), np.nan)
+        for position, layer in enumerate(layers):
+            described, values = self.values(layer)
+            there = np.isin(described, steps, assume_unique=True)
+            table[np.searchsorted(steps, described[there]), position] = values[there]
+        return steps, table
 
     def __getitem__(self, key: tuple[str, str]) -> Series:
         """Return one statistic of one layer over steps.
@@ -107,9 +143,7 @@ class Statistics:
     def range(self, layer: str) -> tuple[float, float]:
         """Return the extremes of a layer's finite values over all steps, NaN without any."""
         _, values = self.values(layer)
-        low, high = derive(values, "min"), derive(values, "max")
-        low, high = low[~np.isnan(low)], high[~np.isnan(high)]
-        return (float(low.min()), float(high.max())) if low.size else (np.nan, np.nan)
+        return merge_extremes(derive(values, "min"), derive(values, "max"))
 
     def bits(self, layer: str) -> tuple[Steps, npt.NDArray[np.uint64]]:
         """Return the bit counts of a layer.
@@ -121,23 +155,29 @@ class Statistics:
         counts : ndarray of uint64, shape (n_steps, 4096)
             Counts, ascending with the value.
         """
-        position = self._position(layer)
-        steps, rows = self._group.rows(HISTOGRAM)
-        counts = self._group.read(HISTOGRAM, steps, rows, position)
-        there = counts.any(axis=1)
-        return steps[there], counts[there]
+        parts = []
+        for view, position in self._groups(layer):
+            steps, rows = view.rows(HISTOGRAM)
+            counts = view.read(HISTOGRAM, steps, rows, position)
+            there = counts.any(axis=1)
+            parts.append((steps[there], counts[there]))
+        steps, stacked = _aligned(parts)
+        return steps, stacked.sum(axis=0, dtype=np.uint64)
 
     def histogram(
-        self, layer: str, step: int = -1, bins: int | npt.ArrayLike = 50
+        self,
+        layers: Selector,
+        steps: int | slice | Sequence[int] = -1,
+        bins: int | npt.ArrayLike = 50,
     ) -> tuple[Floats, Floats]:
-        """Return the histogram of a layer's tensor at one step, from its bit counts.
+        """Return the histogram of layers' tensors at steps, from their bit counts.
 
         Parameters
         ----------
-        layer : str
-            The layer.
-        step : int
-            Optimizer step; below 0, counted from the last one kept.
+        layers : str or iterable of str
+            A layer, or a selector of several, whose counts are added.
+        steps : int, slice or sequence of int
+            By label; below 0, counted from the last one kept. Counts of several are added.
         bins : int or array_like of float
             How many bins between the exact extremes, or their edges.
 
@@ -150,19 +190,96 @@ class Statistics:
 
         Raises
         ------
+        LayerNotFoundError
+            If no layer is selected.
         FrameNotFoundError
-            If no histogram was kept at the step.
+            If no histogram was kept at a step.
         """
-        position = self._position(layer)
-        kept, rows = self._group.rows(HISTOGRAM)
-        if step >= 0:
-            at = np.flatnonzero(kept == step)
-        else:
-            at = np.arange(len(kept))[step:][:1] if -step <= len(kept) else np.empty(0, np.int64)
-        counts = self._group.read(HISTOGRAM, kept[at], rows[at], position)
-        if not counts.any():
-            raise FrameNotFoundError(layer, step, nearest_steps(self.bits(layer)[0], step))
-        values = self._group.read(VALUES, kept[at], rows[at], position)[0]
-        low, high = float(derive(values, "min")), float(derive(values, "max"))
+        total = np.zeros(BINS, np.uint64)
+        lows, highs = [], []
+        for layer in self._selected(layers):
+            kept, counts = self.bits(layer)
+            chosen = _chosen(layer, kept, steps)
+            total += counts[np.searchsorted(kept, chosen)].sum(axis=0, dtype=np.uint64)
+            described, values = self.values(layer)
+            rows = values[np.isin(described, chosen, assume_unique=True)]
+            lows.append(derive(rows, "min"))
+            highs.append(derive(rows, "max"))
+        low, high = merge_extremes(np.concatenate(lows), np.concatenate(highs))
         edges = histogram_edges(bins, low, high)
-        return rebin(counts[0], edges, low, high), edges
+        return rebin(total, edges, low, high), edges
+
+    def to_xarray(self) -> xarray.DataArray:
+        """Return all statistics, derived ones too, with axes step, layer and stat.
+
+        Raises
+        ------
+        ImportError
+            Without xarray.
+        """
+        from filmstrip.store._lazy import statistics_to_xarray
+
+        return statistics_to_xarray(self)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Return all statistics, derived ones too, a row for each step and layer.
+
+        Raises
+        ------
+        ImportError
+            Without pandas.
+        """
+        from filmstrip.store._lazy import statistics_to_dataframe
+
+        return statistics_to_dataframe(self)
+
+    def _selected(self, layers: Selector) -> list[str]:
+        if isinstance(layers, str) and canonical(layers) in self.layers:
+            return [canonical(layers)]
+        chosen = select(layers, self.layers)
+        if not chosen:
+            shown = layers if isinstance(layers, str) else ", ".join(layers)
+            where = f"the statistics of {self.kind}"
+            raise LayerNotFoundError(shown, where, nearest_names(layers, self.layers))
+        return chosen
+
+
+def _layers(view: GroupView) -> list[str]:
+    layers = view.attributes.get("layers")
+    if not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
+        raise FormatError(str(view.place), "its zarr.json does not name the layers")
+    described = view.reader(VALUES).form.shape
+    if described[1:] != (len(STATISTICS),) or len(layers) > described[0]:
+        raise FormatError(str(view.place), f"it names {len(layers)} layers and has {described}")
+    return layers
+
+
+def _common(kept: Sequence[Steps]) -> Steps:
+    """Return the steps that are in all of several."""
+    steps = kept[0]
+    for other in kept[1:]:
+        steps = steps[np.isin(steps, other, assume_unique=True)]
+    return steps
+
+
+def _aligned(
+    parts: Sequence[tuple[Steps, npt.NDArray[Any]]],
+) -> tuple[Steps, npt.NDArray[Any]]:
+    """Return the steps that all parts have, and the parts at these, stacked."""
+    steps = _common([kept for kept, _ in parts])
+    return steps, np.stack([values[np.isin(kept, steps)] for kept, values in parts])
+
+
+def _chosen(layer: str, kept: Steps, steps: int | slice | Sequence[int]) -> Steps:
+    if isinstance(steps, slice):
+        chosen = slice_steps(kept, steps)
+        if not chosen.size:
+            raise FrameNotFoundError(layer, int(steps.start or 0), nearest_steps(kept, 0))
+        return chosen
+    wanted = []
+    for step in np.atleast_1d(steps).tolist():
+        found = kept[step] if -len(kept) <= step < 0 else step
+        if found not in kept:
+            raise FrameNotFoundError(layer, step, nearest_steps(kept, step))
+        wanted.append(int(found))
+    return np.unique(np.array(wanted, np.int64))

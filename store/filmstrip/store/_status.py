@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from filmstrip.store._metadata import Json
+from filmstrip.store._names import FRAME_KINDS, HEALTH
 from filmstrip.store._place import LocalPlace, Place
+from filmstrip.store._stores import RankStores
+
+_ONCE = frozenset({"inputs", "images"})  # kinds that need not grow with the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,12 @@ class Status:
         Captures dropped, and writes that failed.
     bytes : int or None
         On disk; None for a run by URL.
+    ranks : int
+        Ranks that are expected to write.
+    missing : tuple of int
+        Those of them that have not written anything yet.
+    behind : dict
+        By rank, the last step of those that have not reached the last step.
     """
 
     path: str
@@ -44,13 +57,59 @@ class Status:
     dropped: int
     errors: int
     bytes: int | None
+    ranks: int
+    missing: tuple[int, ...]
+    behind: dict[int, int | None]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
         return asdict(self)
 
 
+def status_of(path: str, stores: RankStores) -> Status:
+    """Return how a run is doing."""
+    everything = stores.all()
+    steps: dict[str, int] = {}
+    last: dict[int, int | None] = {}
+    last_time: float | None = None
+    lost = {"dropped": 0, "errors": 0}
+    for store in everything:
+        last[store.rank] = None
+        for group in store.groups():
+            view = store.view(group)
+            kept = view.steps()
+            steps[group] = min(steps.get(group, len(kept)), len(kept))
+            if len(kept) and group in FRAME_KINDS and group not in _ONCE:
+                last[store.rank] = max(int(kept[-1]), last[store.rank] or 0)
+            if len(kept):
+                written = float(view.wall_times(np.array([len(kept) - 1]))[0])
+                last_time = max(written, last_time or 0.0)
+            if group == HEALTH:
+                for name, array in view.layers().items():
+                    if name in lost:
+                        lost[name] += int(np.nansum(view.series(array).values))
+    face = stores.face
+    reached = [int(s[-1]) for g in face.groups() if (s := face.view(g).steps()).size]
+    last_step = max([*reached, *(step for step in last.values() if step is not None)], default=None)
+    frames = max((step for step in last.values() if step is not None), default=None)
+    states = {state_of(store.attributes["attempts"]) for store in everything}
+    return Status(
+        path=path,
+        state=next(state for state in ("stopped", "running", "finished") if state in states),
+        attempt=len(face.attributes["attempts"]),
+        last_step=last_step,
+        age=None if last_time is None else max(0.0, time.time() - last_time),
+        steps=steps,
+        bytes=disk_bytes(face.place),
+        ranks=stores.world_size,
+        missing=tuple(sorted(set(range(stores.world_size)) - set(last) - {face.rank})),
+        behind={rank: step for rank, step in last.items() if step != frames},
+        **lost,
+    )
+
+
 def state_of(attempts: list[Json]) -> str:
+    """Return whether the last attempt runs, has finished, or died."""
     if not attempts or "ended" in attempts[-1]:
         return "finished"
     latest = attempts[-1]

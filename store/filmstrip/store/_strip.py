@@ -10,17 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from filmstrip.store._bits import bit_histogram, rebin
+from filmstrip.store._pieces import Assembly, Piece
 from filmstrip.store._reader import Index
 from filmstrip.store._select import nearest_steps, slice_steps
 from filmstrip.store._summary import STATISTICS, summarize
-from filmstrip.store._view import GroupView
 from filmstrip.store.errors import (
     FrameNotFoundError,
     KindNotFoundError,
     LayerNotFoundError,
+    StoreError,
 )
 
 if TYPE_CHECKING:
+    import dask.array
+    import xarray
+
     from filmstrip.store._run import Run
 
 Steps = npt.NDArray[np.int64]
@@ -37,10 +41,9 @@ class Strip:
         What it is.
     """
 
-    def __init__(self, run: Run, group: GroupView, kind: str, layer: str, array: str) -> None:
+    def __init__(self, run: Run, kind: str, layer: str, pieces: Sequence[Piece]) -> None:
         self.run, self.kind, self.layer = run, kind, layer
-        self._group, self._array = group, array
-        self._form = group.reader(array).form
+        self._assembly = Assembly(kind, pieces)
 
     def __repr__(self) -> str:
         steps = len(self.steps)
@@ -48,13 +51,18 @@ class Strip:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of a frame."""
-        return self._form.shape
+        """Shape of a frame, the global one of a sharded tensor."""
+        return self._assembly.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the arrays that `frame` returns."""
-        return self._form.dtype.newbyteorder("=")
+        return self._assembly.dtype
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What each rank holds: one piece, unless the tensor is sharded or replicated."""
+        return self._assembly.pieces
 
     @property
     def nbytes(self) -> int:
@@ -64,8 +72,7 @@ class Strip:
     @property
     def attributes(self) -> dict[str, Any]:
         """What the store says of the layer."""
-        attributes: dict[str, Any] = self._group.documents[self._array]["attributes"]["filmstrip"]
-        return dict(attributes)
+        return dict(self.pieces[0].attributes)
 
     @property
     def layout(self) -> str | None:
@@ -80,12 +87,12 @@ class Strip:
     @property
     def rows_per_shard(self) -> int:
         """Steps that share one file."""
-        return self._form.rows
+        return self.pieces[0].form.rows
 
     @property
     def steps(self) -> Steps:
-        """Steps that have a frame, ascending."""
-        return self._group.rows(self._array)[0]
+        """Steps that have a frame, on all ranks that own a piece of it; ascending."""
+        return self._assembly.steps
 
     def frame(self, step: int = -1, *, nearest: bool = False) -> npt.NDArray[Any]:
         """Return the frame of one step.
@@ -119,35 +126,27 @@ class Strip:
         >>> open_run(f"{folder}/run.zarr").weights["fc"].frame(90, nearest=True)
         array([100., 100.], dtype=float32)
         """
-        steps, rows = self._find(operator.index(step), nearest=nearest)
-        frame: npt.NDArray[Any] = self._group.read(self._array, steps, rows)[0]
-        if not self._batched():
-            return frame
-        samples = int(self._group.samples(rows)[0])
-        return frame[:samples] if 0 < samples < len(frame) else frame
+        return self._assembly.frame(self._find(operator.index(step), nearest=nearest))
 
-    def _find(self, step: int, *, nearest: bool) -> tuple[Steps, Steps]:
-        """Return one step that has a frame, and its row."""
-        steps = self._group.steps()
-        reader = self._group.reader(self._array)
+    def _find(self, step: int, *, nearest: bool = False) -> int:
+        """Return a step that has a frame."""
+        if not self._assembly.complete:
+            ranks = ", ".join(str(piece.rank) for piece in self.pieces)
+            raise StoreError(
+                f"{self.kind} of {self.layer!r} lack pieces of ranks that have not written; "
+                f"those of rank {ranks} are in strip.pieces"
+            )
         if step < 0:
-            rows = reader.last_present(len(steps), -step)
-            if len(rows) < -step:
-                raise FrameNotFoundError(self.layer, step, steps[rows[:1]].tolist())
-            return steps[rows[:1]], rows[:1]
-        rows = np.flatnonzero(steps == step)
-        if rows.size and reader.present(rows)[0]:
-            return steps[rows], rows
-        kept, rows = self._group.rows(self._array)
+            kept = self._assembly.last(-step)
+            if len(kept) < -step:
+                raise FrameNotFoundError(self.layer, step, kept[:1].tolist())
+            return int(kept[0])
+        if self._assembly.present(np.array([step], np.int64))[0]:
+            return step
+        kept = self.steps
         if not nearest or not kept.size:
             raise FrameNotFoundError(self.layer, step, nearest_steps(kept, step))
-        best = slice(at := int(np.argmin(np.abs(kept - step))), at + 1)
-        return kept[best], rows[best]
-
-    def _batched(self) -> bool:
-        """Return whether the first axis holds samples: by its layout, or since one was short."""
-        about = self.attributes
-        return (about.get("layout") or "").startswith("N") or bool(about.get("varies"))
+        return int(kept[np.argmin(np.abs(kept - step))])
 
     def read(
         self, steps: int | slice | Sequence[int] | Steps = slice(None), index: Index = ()
@@ -188,33 +187,19 @@ class Strip:
         >>> open_run(f"{folder}/run.zarr").weights["fc"].read(slice(10, 40), index=(0, 1))
         array([10., 20., 30.], dtype=float32)
         """
-        everything = self._group.steps()
-        reader = self._group.reader(self._array)
         if isinstance(steps, slice):
-            wanted = slice_steps(everything, steps)
-            rows = np.searchsorted(everything, wanted)
-            there = reader.present(rows)
-            return self._native(self._group.read(self._array, wanted[there], rows[there], index))
-        wanted = np.array([self._known(everything, step) for step in np.atleast_1d(steps).tolist()])
-        unique, order = np.unique(wanted.astype(np.int64), return_inverse=True)
-        rows = np.searchsorted(everything, unique)
-        missing = unique[~reader.present(rows)]
+            wanted = slice_steps(self.run.steps(self.kind), steps)
+            return self._assembly.read(wanted[self._assembly.present(wanted)], index)
+        given = np.array([self._labelled(step) for step in np.atleast_1d(steps).tolist()], np.int64)
+        unique, order = np.unique(given, return_inverse=True)
+        missing = unique[~self._assembly.present(unique)]
         if missing.size:
-            kept = self.steps
             step = int(missing[0])
-            raise FrameNotFoundError(self.layer, step, nearest_steps(kept, step))
-        return self._native(self._group.read(self._array, unique, rows, index)[order])
-
-    def _known(self, everything: Steps, step: int) -> int:
-        if step < 0:
-            return int(self._find(step, nearest=False)[0][0])
-        at = int(np.searchsorted(everything, step))
-        if at == len(everything) or everything[at] != step:
             raise FrameNotFoundError(self.layer, step, nearest_steps(self.steps, step))
-        return step
+        return self._assembly.read(unique, index)[order]
 
-    def _native(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return values if values.dtype.isnative else values.astype(self.dtype)
+    def _labelled(self, step: int) -> int:
+        return self._find(step) if step < 0 else step
 
     def histogram(
         self, step: int = -1, bins: int | npt.ArrayLike = 50
@@ -251,6 +236,35 @@ class Strip:
             values = dict(zip(STATISTICS, summarize(frame).tolist(), strict=True))
             edges = histogram_edges(bins, values["min"], values["max"])
             return rebin(bit_histogram(frame), edges, values["min"], values["max"]), edges
+
+    def to_dask(self) -> dask.array.Array:
+        """Return the strip as a dask array over the steps that it has now.
+
+        Returns
+        -------
+        dask.array.Array, shape (n_steps, *shape)
+            In chunks of whole frames; one step never reads a whole shard.
+
+        Raises
+        ------
+        ImportError
+            Without dask.
+        """
+        from filmstrip.store._lazy import to_dask
+
+        return to_dask(self)
+
+    def to_xarray(self) -> xarray.DataArray:
+        """Return the strip with its steps as a coordinate, and its axes named by its layout.
+
+        Raises
+        ------
+        ImportError
+            Without xarray.
+        """
+        from filmstrip.store._lazy import strip_to_xarray
+
+        return strip_to_xarray(self)
 
 
 def histogram_edges(bins: int | npt.ArrayLike, low: float, high: float) -> npt.NDArray[np.float64]:

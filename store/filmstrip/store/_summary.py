@@ -47,6 +47,41 @@ def summarize(values: npt.ArrayLike) -> Floats:
     return np.array([array.size, nan, posinf, neginf, zeros, low, high, total, squares], np.float64)
 
 
+def merge(parts: npt.NDArray[Any]) -> Floats:
+    """Return the statistics of a tensor from those of its parts.
+
+    Parameters
+    ----------
+    parts : ndarray of float64, shape (n_parts, ..., 9)
+        In the order of `STATISTICS`.
+
+    Returns
+    -------
+    ndarray of float64, shape (..., 9)
+        Counts and sums added, extremes of all.
+
+    Examples
+    --------
+    >>> parts = np.stack([summarize([1.0, 2.0]), summarize([np.inf])])
+    >>> merge(parts).tolist()
+    [3.0, 0.0, 1.0, 0.0, 0.0, 1.0, 2.0, 3.0, 5.0]
+    """
+    if len(parts) == 1:
+        return np.asarray(parts[0], np.float64)
+    merged = np.sum(parts, axis=0)
+    low, high = STATISTICS.index("min"), STATISTICS.index("max")
+    merged[..., low] = np.fmin.reduce(parts[..., low])
+    merged[..., high] = np.fmax.reduce(parts[..., high])
+    return np.asarray(merged, np.float64)
+
+
+def merge_extremes(lows: npt.NDArray[Any], highs: npt.NDArray[Any]) -> tuple[float, float]:
+    """Return the least and the largest of values that may be NaN, NaN when all are."""
+    if not lows.size:
+        return np.nan, np.nan
+    return float(np.fmin.reduce(lows)), float(np.fmax.reduce(highs))
+
+
 def _finite(v: dict[str, Floats]) -> Floats:
     return v["count"] - v["nan"] - v["posinf"] - v["neginf"]
 

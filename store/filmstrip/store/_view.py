@@ -10,7 +10,7 @@ import numpy.typing as npt
 from filmstrip.store._column import read_steps
 from filmstrip.store._metadata import Json, MetadataFile, members_of
 from filmstrip.store._names import METADATA, SAMPLES, STEP, WALL_TIME
-from filmstrip.store._place import Place
+from filmstrip.store._place import LocalPlace, Place
 from filmstrip.store._reader import ArrayReader, Index
 from filmstrip.store.errors import FormatError
 
@@ -50,6 +50,8 @@ class GroupView:
         self._members: tuple[Json, dict[str, Json]] = ({}, {})
         self._layers: dict[str, str] = {}
         self._readers: dict[str, ArrayReader] = {}
+        if isinstance(self.place, LocalPlace):
+            self.place.check_inside()
 
     def _refresh(self) -> tuple[Json, dict[str, Json]]:
         document = self._file.read()
@@ -82,12 +84,17 @@ class GroupView:
         documents = self.documents
         reader = self._readers.get(name)
         if reader is None:
+            if name not in documents:
+                raise FormatError(str(self.place), f"its zarr.json does not have {name!r}")
             reader = self._readers[name] = ArrayReader(self.place / name, documents[name])
         return reader
 
     def steps(self) -> Steps:
         """Return the steps of all complete rows."""
-        return read_steps(self.place / STEP, self.reader(STEP).form.rows)
+        form = self.reader(STEP).form
+        if form.dtype != np.dtype("<i8") or form.shape:
+            raise FormatError(str(self.place / STEP), "it holds no steps")
+        return read_steps(self.place / STEP, form.rows)
 
     def rows(self, name: str) -> tuple[Steps, Steps]:
         """Return the steps at which an array holds something, and their rows."""

@@ -75,7 +75,7 @@ class KindWriter:
             )
             form = self._form(spec)
             if layer in kept:
-                self._check_same(layer, kept[layer], form)
+                self._check_same(layer, kept[layer], form, spec)
             else:
                 kept[layer] = self._make(layer, spec, form)
                 made = True
@@ -106,12 +106,16 @@ class KindWriter:
             dtype, layout, codec_for(self.kind, spec, block_bytes, self._compression)
         )
 
-    def _check_same(self, layer: str, name: str, form: ArrayForm) -> None:
-        old = ArrayForm.of(self._group.documents[name], self._group.path / name)
-        if (old.shape, old.dtype) != (form.shape, form.dtype):
+    def _check_same(self, layer: str, name: str, form: ArrayForm, spec: FrameSpec) -> None:
+        document = self._group.documents[name]
+        about = document["attributes"]["filmstrip"]
+        old = ArrayForm.of(document, self._group.path / name)
+        now = _described(form, spec.offset, spec.global_shape)
+        before = _described(old, about.get("offset"), about.get("global_shape"))
+        if now != before:
             raise StoreError(
-                f"{self.kind} of {layer!r} are {form.dtype.name} {form.shape} now and were "
-                f"{old.dtype.name} {old.shape} in this run; start a new one with if_exists='new'"
+                f"{self.kind} of {layer!r} are {now} now and were {before} in this run; "
+                f"start a new one with if_exists='new'"
             )
 
     def append(
@@ -130,7 +134,8 @@ class KindWriter:
             Optimizer steps completed before this one; larger than in the call before.
         frames : mapping of str to array_like
             By layer. Layers left out have no frame at this step. An array may be shorter along its
-            first axis than the layer's spec, as the last batch of an epoch is.
+            first axis than the layer's spec, as the last batch of an epoch is. One whose other
+            axes vary is cropped, or padded with NaN (0 for integers), and the strip says so.
         samples : int, optional
             Samples that are valid along the first axis; by default those of the shortest frame.
         wall_time : float, optional
@@ -160,10 +165,12 @@ class KindWriter:
         short: dict[str, int] = {}
         for layer, frame in frames.items():
             name, spec = self._layer(layer)
-            array = values[name] = as_stored(frame, spec, layer)
+            array = as_stored(frame, spec, layer)
             if array.shape != spec.shape:
-                self._check_short(layer, array.shape, spec)
-                short[layer] = len(array)
+                array = self._fitted(layer, name, array, spec)
+                if spec.shape and len(array) < spec.shape[0]:
+                    short[layer] = len(array)
+            values[name] = array
         if len(set(short.values()) | ({samples} if samples is not None else set())) > 1:
             lengths = ", ".join(f"{layer!r} {length}" for layer, length in short.items())
             given = "" if samples is None else f"; samples={samples}"
@@ -180,14 +187,29 @@ class KindWriter:
             raise KeyError(f"layer {layer!r} was not announced to the writer of {self.kind}")
         return found
 
-    def _check_short(self, layer: str, shape: tuple[int, ...], spec: FrameSpec) -> None:
-        shorter = len(shape) == len(spec.shape) and shape[1:] == spec.shape[1:]
-        if not shorter or shape[0] > spec.shape[0] or self.kind not in _BATCHED_KINDS:
+    def _fitted(
+        self, layer: str, name: str, array: npt.NDArray[Any], spec: FrameSpec
+    ) -> npt.NDArray[Any]:
+        """Return a frame cropped to its spec; what it is shorter by becomes fill."""
+        if array.ndim != len(spec.shape) or self.kind not in _BATCHED_KINDS:
             raise ValueError(
-                f"a frame of {layer!r} has shape {shape}; its layer was announced with {spec.shape}"
+                f"a frame of {layer!r} has shape {array.shape}; "
+                f"its layer was announced with {spec.shape}"
             )
-        if not spec.batched:  # nobody said that its first axis holds samples; now it is known
-            self._group.annotate(self._layer(layer)[0], "varies", value=True)
+        lengths = zip(array.shape, spec.shape, strict=True)
+        axes = [axis for axis, (length, wanted) in enumerate(lengths) if length != wanted]
+        if axes != [0] or not spec.batched or len(array) > spec.shape[0]:
+            about = self._group.documents[name]["attributes"]["filmstrip"]
+            known = set(about.get("varies", ()))
+            self._group.annotate(name, "varies", value=sorted(known.union(axes)))
+        return np.ascontiguousarray(array[tuple(slice(length) for length in spec.shape)])
+
+
+def _described(form: ArrayForm, offset: object, global_shape: object) -> str:
+    described = f"{form.dtype.name} {form.shape}"
+    if offset is None:
+        return described
+    return f"{described} at {list(offset)} of {list(global_shape)}"  # type: ignore[call-overload]
 
 
 class StatisticsWriter:
