@@ -217,7 +217,7 @@ class GroupWriter:
             if self.rows == rows:  # else an interrupt came when all was done
                 self.last_step = last_step
                 self._broken += [(name, row, before) for name, before in begun.items()]
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, StoreError):
                     self._mend()
             if isinstance(error, OSError) and not isinstance(error, StoreError):
                 raise StoreWriteError(error.errno or 0, str(self.path)) from error

@@ -198,6 +198,7 @@ class Publisher:
 
     def _guard(self) -> None:
         """Look before a write whether a process that slept may still write."""
+        self.check_open()  # once refused, what a row left is not taken back either
         if time.monotonic() >= self._looked + LOOKS:
             self._looked = time.monotonic()
             if not self._writer_lock.held():
