@@ -121,6 +121,8 @@ def array_of(frame: npt.ArrayLike) -> npt.NDArray[Any]:
     >>> array_of([1.0, 2.0])
     array([1., 2.])
     """
+    if isinstance(frame, np.ndarray) and frame.dtype.isbuiltin == 1:  # the usual case, quickly
+        return frame
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(frame, torch.Tensor):
         tensor = frame.detach().cpu().contiguous()
