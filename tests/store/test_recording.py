@@ -519,3 +519,23 @@ def test_any_name_can_be_kept_and_read_by_others(tmp_path: Path, name: str) -> N
     assert opened.weights[name].frame(0).tolist() == [1, 1, 1]
     assert len(list(zarr.open_group(run.path, mode="r")["weights"].arrays())) == 4  # type: ignore[union-attr]
     assert opened.scalars[name or "empty"].values.tolist() == [1.0]
+
+
+def test_closing_a_writer_commits_its_rows_for_everybody(tmp_path: Path) -> None:
+    import zarr
+
+    run = create_run(tmp_path / "run.zarr")
+    writer = run.writer("weights", SPEC)
+    statistics = run.statistics_writer("weights", ["fc"])
+    for step in range(3):
+        writer.append(step, {"fc": np.full(3, step, np.float32)})
+        statistics.append(step, np.zeros((1, 9)))
+    writer.close()
+    statistics.close()
+
+    group = zarr.open_group(run.path, mode="r")
+    assert group["weights/fc"].shape[0] == group["statistics/weights/values"].shape[0] == 3  # type: ignore[union-attr]
+    writer.append(3, {"fc": np.full(3, 3, np.float32)})
+    run.close()
+    writer.close()
+    assert open_run(run.path).steps("weights").tolist() == [0, 1, 2, 3]

@@ -275,6 +275,12 @@ class GroupWriter:
             raise
         self._unpublished = False
 
+    def commit(self) -> None:
+        """Publish the rows so far, unless the run is closed, which has done so."""
+        with self._publisher.lock:
+            if self._publisher.is_open and self._committed < self.rows:
+                self._publisher.publish()
+
     def shorten(self, first_step: int | None) -> list[int]:
         """Forget the rows from a step on; what is on disk stays until `truncate`.
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from filmstrip.store.errors import FormatError, RunNotFoundError, StoreError
+from filmstrip.store.errors import FormatError, StoreError
 
 METADATA_BYTES = 64 << 20
 """Most that a zarr.json may have, for some 60,000 arrays; parsed, it takes ten times as much."""
@@ -366,8 +366,3 @@ def place_of(run: str | os.PathLike[str]) -> Place:
         return RemotePlace(url, from_url(url, client_options=options, retry_config=_RETRY))
     except (BaseError, ValueError) as error:
         raise StoreError(f"{url} cannot be read: {_first_line(error)}") from error
-
-
-def missing(place: Place) -> RunNotFoundError:
-    """Return the error of a place where nothing is."""
-    return RunNotFoundError(str(place))

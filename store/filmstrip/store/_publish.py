@@ -66,6 +66,11 @@ class Publisher:
         self._put: dict[Path, _files.Identity] = {}
         descriptors.guard = self._guard
 
+    @property
+    def is_open(self) -> bool:
+        """Whether anything may be written."""
+        return self._refusal is None
+
     def check_open(self) -> None:
         """Raise if nothing may be written any more.
 

@@ -181,6 +181,18 @@ class KindWriter:
             valid = max((spec.shape[0] for spec in specs if spec.batched), default=0)
         self._group.append(int(step), values, samples=int(valid), wall_time=wall_time)
 
+    def close(self) -> None:
+        """Commit what was appended, for every reader, without waiting; a second call does nothing.
+
+        The run's own `close` seals the files.
+
+        Raises
+        ------
+        StoreWriteError
+            If the metadata could not be replaced. The rows stay pending.
+        """
+        self._group.commit()
+
     def _layer(self, layer: str) -> tuple[str, FrameSpec]:
         found = self._layers.get(layer) or self._layers.get(canonical(layer))
         if found is None:
@@ -271,6 +283,18 @@ class StatisticsWriter:
             row[HISTOGRAM] = np.ascontiguousarray(histograms, "<u8")
             _check_rows("histograms", row[HISTOGRAM].shape, (self._layers, BINS))
         self._group.append(int(step), row, wall_time=wall_time)
+
+    def close(self) -> None:
+        """Commit what was appended, for every reader, without waiting; a second call does nothing.
+
+        The run's own `close` seals the files.
+
+        Raises
+        ------
+        StoreWriteError
+            If the metadata could not be replaced. The rows stay pending.
+        """
+        self._group.commit()
 
 
 def _check_rows(what: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
