@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,48 @@ def test_status_of_a_run_whose_process_died_is_stale(run_path: Path) -> None:
     done = run("status", run_path)
     assert done.returncode == 4
     assert "stopped, last step 30" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changed", "state"),
+    [
+        ({}, "running"),
+        ({"start": "1"}, "stopped"),  # another process has its number
+        ({"boot": "another"}, "stopped"),  # and that was before the machine was started again
+        ({"pid": 1}, "stopped"),  # another one has the store
+        ({"released": True}, "stopped"),
+        ({"pid_namespace": "pid:[1]", "start": "1"}, "running"),  # its number means nothing here
+    ],
+)
+def test_status_tells_a_writer_from_a_later_process_with_its_number(
+    run_path: Path, changed: dict[str, object], state: str
+) -> None:
+    with create_run(run_path, if_exists="resume"):
+        copied = shutil.copytree(run_path, run_path.with_name("copy.zarr"))
+        lock = copied / "_lock"
+        lock.write_text(json.dumps(json.loads(lock.read_bytes()) | changed))
+
+        assert open_run(copied).status().state == state
+        for spoil in (lambda: lock.write_text("{"), lock.unlink, lambda: lock.symlink_to(copied)):
+            spoil()
+            assert open_run(copied).status().state == "running"
+
+
+def test_names_cannot_steer_a_terminal_nor_make_a_second_line(run_path: Path) -> None:
+    with create_run(run_path, if_exists="resume", metadata={"\x1b[2J": "a\nb"}) as writer:
+        writer.log(30, {"\x1b]0;mine\x07\n": 1.0})
+        spec = {"fc\x1b[31m\nrm": FrameSpec((1,), "float32")}
+        writer.writer("weights", spec).append(0, {next(iter(spec)): np.ones(1, np.float32)})
+    os.close(os.open(os.fsencode(run_path) + b"/strange\xff\n", os.O_CREAT))
+
+    for command in ("ls", "info", "status", "du"):
+        shown = filmstrip(command, run_path)
+        assert all(sign.isprintable() for line in shown.split("\n") for sign in line)
+    assert r"fc\x1b[31m\nrm" in filmstrip("ls", run_path)
+    shown = run("check", run_path).stdout
+    assert shown == "warning: strange\\udcff\\n: it belongs to nothing\n"
+    shown = filmstrip("info", f"{run_path}\n.zarr", code=1)
+    assert shown == f"filmstrip: there is no run at {run_path}\\n.zarr\n"
 
 
 def test_lost_captures_make_a_run_degraded(run_path: Path) -> None:

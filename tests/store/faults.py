@@ -1,6 +1,7 @@
 """A life of a run on a disk that refuses, cuts short, or dies with its machine, at any one change.
 
-``python tests/store/faults.py`` tries every change of every scenario; the tests try some.
+So is what keeps runs: repair, copy and prune. ``python tests/store/faults.py`` tries every change
+of every scenario; the tests try some.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,10 @@ from typing import Any, Literal
 import numpy as np
 
 from filmstrip.store import (
+    FormatError,
     FrameSpec,
+    KindNotFoundError,
+    LayerNotFoundError,
     StoreError,
     StoreWriteError,
     _files,
@@ -29,10 +33,14 @@ from filmstrip.store import (
     _layout,
     _publish,
     bit_histogram,
+    copy,
     create_run,
     open_run,
+    prune,
+    repair,
     summarize,
 )
+from filmstrip.store import check as findings_of
 from filmstrip.store._recording import RunWriter
 
 Fault = Literal["full", "quota", "cut", "kill"]
@@ -42,6 +50,8 @@ OTHERS = ("sync", "sync_directory", "open_or_make", "create", "replace")
 
 
 AMENDED = "scalars, a name that came later"
+SHARD = "activations/a/c.2.0.0"
+"""The last shard of a layer, open when the process is killed."""
 
 
 class Killed(BaseException):
@@ -129,6 +139,7 @@ class Scenario:
     steps: int = 9
     shard_bytes: int = 3 * 5 * 700 * 4
     block_bytes: int = 1 << 13
+    slots: int = 255
     fsync: bool = False
 
 
@@ -147,6 +158,7 @@ SCENARIOS = {
     "zstd": Scenario(LARGE, "zstd", shard_bytes=3 * 108_000, block_bytes=40_000),
     "lz4": Scenario(LARGE, "lz4", steps=4, shard_bytes=3 * 108_000, block_bytes=40_000),
     "raw": Scenario(LARGE, "none", steps=5, shard_bytes=2 * 108_000, block_bytes=40_000),
+    "parts": Scenario(LARGE, "none", steps=5, block_bytes=40_000, slots=2),
     "full-shard": Scenario(FULL, "none", rows=252, steps=5, shard_bytes=64 << 20),
 }
 
@@ -446,6 +458,8 @@ def small(scenario: Scenario) -> Iterator[None]:
     lowered = [
         (_layout, "SHARD_BYTES", scenario.shard_bytes),
         (_layout, "BLOCK_BYTES", scenario.block_bytes),
+        (_layout, "LARGEST_BLOCK", scenario.block_bytes),
+        (_layout, "SLOTS", scenario.slots),
         (_layout, "COLUMN_ROWS", 4),
         (_group, "FIRST_CAPACITY", 4),
         (_publish, "SECONDS", 1e6),  # nothing is published at a time that no test chose
@@ -548,18 +562,149 @@ class Faults:
         check(life.path, life.specs, life.model)
 
 
+KEEPING: dict[str, Callable[[Path, Path], object]] = {
+    "repair": lambda run, _: repair(run),
+    "set-aside": lambda run, _: repair(run, set_aside=True),
+    "copy": copy,
+    "copy-part": lambda run, to: copy(run, to, layers=["a", "late"], steps=slice(2, 8, 2)),
+    "prune": lambda run, _: prune(run, kind="activations", keep_every=2),
+    "prune-layers": lambda run, _: prune(run, kind="activations", layers=["a", "c"]),
+}
+"""What keeps a run, given its path and that of a copy."""
+
+Told = dict[str, dict[int, bytes]]
+
+
+def told(path: Path) -> Told:
+    """Return all that a run tells its readers, by what it is and step; {} where there is none."""
+    if not (path / "zarr.json").exists():
+        return {}
+    run, found = open_run(path), Told()
+    for kind in set(run.kinds) - {"scalars"}:
+        for layer in run.layers(kind):
+            strip = run.strip(kind, layer)
+            frames = found[f"{kind}/{layer}"] = {}
+            for step in strip.steps.tolist():
+                with suppress(FormatError):  # the shard that was damaged
+                    frames[step] = strip.frame(step).tobytes()
+    for name, series in run.scalars.items():
+        pairs = zip(*series, strict=True)
+        found[f"scalars/{name}"] = {int(step): value.tobytes() for step, value in pairs}
+    if "statistics/activations" in run.groups():
+        pairs = zip(*run.statistics("activations").table(), strict=True)
+        found["statistics"] = {int(step): value.tobytes() for step, value in pairs}
+    return found
+
+
+def within(some: Told, more: Told) -> bool:
+    """Return whether all of one thing is in another."""
+    return all(steps.items() <= more.get(name, {}).items() for name, steps in some.items())
+
+
+class KeepingFaults:
+    """One act that keeps a run whose writer was killed, and whose every change can go wrong."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.act, self.folder, self.copies = KEEPING[name], folder, name.startswith("copy")
+        self.scenario, self.template = SCENARIOS["mixed"], folder / "template"
+        with small(self.scenario), Disk() as disk:
+            life = Life(self.template, self.scenario, Model())
+            life.attach(0, None)
+            life.write(range(self.scenario.steps), 0)
+            life.die()
+            disk.arm(0, "full")
+            (self.template / f"{SHARD}.77.partial").write_bytes(b"half")
+            if name == "set-aside":
+                raw = bytearray((self.template / SHARD).read_bytes())
+                raw[-300:] = bytes(300)
+                (self.template / SHARD).write_bytes(raw)
+            self.before = told(self.template)
+            run, target = self._run("whole")
+            disk.arm(0, "full")
+            self.act(run, target)
+            self.seen = list(disk.seen)
+            self.after = told(target if self.copies else run)
+            self._finished(run, target)
+        if not within(self.after, self.before):
+            raise WrongError("it makes something up")
+
+    def _run(self, name: str) -> tuple[Path, Path]:
+        path = self.folder / name / "run.zarr"
+        shutil.copytree(self.template, path)
+        return path, self.folder / name / "copy.zarr"
+
+    def _finished(self, run: Path, target: Path) -> None:
+        """Hold what was done to its word."""
+        result = target if self.copies else run
+        if told(result) != self.after:
+            raise WrongError("what is there when all is done is not what it must be")
+        if not self.copies:
+            repair(run)
+        if wrong := [str(one) for one in findings_of(result) if one.severity != "note"]:
+            raise WrongError(f"afterwards, {wrong[0]}")
+        asides = list(run.rglob("*.damaged"))
+        if any(aside.read_bytes() != (self.template / SHARD).read_bytes() for aside in asides):
+            raise WrongError("what was set aside is not what it was")
+        if len(asides) != (self.before.get("activations/a") != self._whole()):
+            raise WrongError(f"{len(asides)} shards were set aside")
+        shutil.rmtree(run.parent)
+
+    def _whole(self) -> dict[int, bytes]:
+        spec = self.scenario.specs["a"]
+        return {step: frame("a", spec, step, 0).tobytes() for step in range(self.scenario.steps)}
+
+    def try_one(self, at: int, fault: Fault) -> None:
+        """Let one change go wrong, and see that nothing is lost, and that a second try does it.
+
+        Raises
+        ------
+        WrongError
+            If not.
+        """
+        run, target = self._run(f"{fault}-{at}")
+        with small(self.scenario), Disk() as disk:
+            disk.arm(at, fault)
+            try:
+                self.act(run, target)
+            except (Killed, StoreWriteError):
+                pass
+            except StoreError as error:
+                raise WrongError(f"{type(error).__name__}: {error}") from error
+            finally:
+                disk.arm(0, "full")
+            try:
+                there = told(run)
+                most = there if self.copies else self.after
+                if not within(there, self.before) or not within(most, there):
+                    raise WrongError("the run lost something, or makes something up")
+                if self.copies and not (within(told(target), self.after) and there == self.before):
+                    raise WrongError("the copy makes something up, or the run was changed")
+                with suppress(LayerNotFoundError, KindNotFoundError):  # pruned already
+                    self.act(run, target)
+                self._finished(run, target)
+            except StoreError as error:
+                raise WrongError(f"afterwards, {type(error).__name__}: {error}") from error
+
+
+def faults_of(name: str, folder: Path) -> Faults | KeepingFaults:
+    """Return a scenario by its name."""
+    if name in KEEPING:
+        return KeepingFaults(name, folder)
+    return Faults(SCENARIOS[name], folder)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scenario", choices=sorted(SCENARIOS), action="append")
+    parser.add_argument("--scenario", choices=[*SCENARIOS, *KEEPING], action="append")
     parser.add_argument("--fault", choices=FAULTS, action="append")
     parser.add_argument("--at", type=int)
     parser.add_argument("--stride", type=int, default=1, help="try every n-th change")
     arguments = parser.parse_args()
     bad = 0
     print(f"{'scenario':12} {'fault':6} {'changes':>7} {'tried':>6} {'bad':>4} {'seconds':>8}")
-    for name in arguments.scenario or SCENARIOS:
+    for name in arguments.scenario or [*SCENARIOS, *KEEPING]:
         with tempfile.TemporaryDirectory() as folder:
-            faults = Faults(SCENARIOS[name], Path(folder))
+            faults = faults_of(name, Path(folder))
             for fault in arguments.fault or FAULTS:
                 began, wrong, tried = time.monotonic(), [], 0
                 points = range(1, len(faults.seen) + 1, arguments.stride)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store.faults import SCENARIOS, Disk, Fault, Faults
+from store.faults import SCENARIOS, Disk, Fault, Faults, KeepingFaults
 
 from filmstrip.store import (
     FrameSpec,
@@ -28,6 +28,7 @@ POINTS: dict[str, list[tuple[float, Fault]]] = {
     "zstd": [(0.8, "kill")],
     "lz4": [(0.5, "quota")],
     "raw": [(0.7, "cut")],
+    "parts": [(0.4, "kill"), (0.5, "full"), (0.75, "cut")],
     "full-shard": [(0.3, "kill"), (0.6, "full")],
 }
 
@@ -42,6 +43,30 @@ def test_whatever_change_goes_wrong_no_row_is_lost_or_torn(tmp_path: Path, scena
             at += 1
         faults.try_one(at, fault)
     assert {"pwrite", "truncate", "rename", "unlink"} <= set(faults.seen)
+
+
+KEPT: dict[str, list[tuple[float, Fault]]] = {
+    "repair": [(0.1, "kill"), (0.5, "full"), (0.9, "cut")],
+    "set-aside": [(0.2, "cut"), (0.3, "kill"), (0.8, "quota")],
+    "copy": [(0.3, "kill"), (0.7, "cut")],
+    "copy-part": [(0.5, "full"), (0.9, "kill")],
+    "prune": [(0.2, "kill"), (0.5, "cut"), (0.8, "full")],
+    "prune-layers": [(0.3, "full"), (0.6, "kill"), (1.0, "kill")],
+}
+
+
+@pytest.mark.parametrize("act", KEPT)
+def test_whatever_change_goes_wrong_while_a_run_is_kept_a_second_try_ends_as_the_first_would(
+    tmp_path: Path, act: str
+) -> None:
+    faults = KeepingFaults(act, tmp_path)
+
+    for part, fault in KEPT[act]:
+        at = max(1, int(part * len(faults.seen)))
+        while fault == "cut" and faults.seen[at - 1] != "pwrite":
+            at += 1
+        faults.try_one(at, fault)
+    assert {"pwrite", "rename"} <= set(faults.seen)
 
 
 def refusing(disk: Disk, run_it: object, fault: Fault = "full") -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+import tempfile
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from numcodecs import blosc
 
@@ -24,9 +25,14 @@ from filmstrip.store import (
     FrameSpec,
     StoreError,
     bit_histogram,
+    check,
+    copy,
     create_run,
     open_run,
+    prune,
+    repair,
     summarize,
+    usage,
 )
 from filmstrip.store import _layout as layout
 from filmstrip.store.cli import app
@@ -524,3 +530,288 @@ def test_damage_in_shards_is_found_or_does_no_harm(pristine: Path, data: st.Data
         one_line(error)
     finally:
         target.write_bytes(before)
+
+
+def shadow(path: Path) -> dict[str, Any]:
+    """Return all that is in a folder, and when it was changed."""
+    return {
+        str(file.relative_to(path)): (
+            file.lstat().st_mtime_ns,
+            file.is_file() and not file.is_symlink() and file.read_bytes(),
+        )
+        for file in sorted(path.rglob("*"))
+    }
+
+
+def chunks(run: Path) -> set[str]:
+    """Return the files of rows that a run has, also those that were set aside."""
+    there = (file for file in run.rglob("c.*") if not file.is_symlink() and file.is_file())
+    return {str(file.relative_to(run)).removesuffix(".damaged") for file in there}
+
+
+def kept(run: Path) -> list[str]:
+    """Do to a run all that keeps it, in an order that leaves it; return what was complained of."""
+    acts: dict[str, Callable[[], object]] = {
+        "du": lambda: usage(run),
+        "check": lambda: check(run),
+        "copy": lambda: copy(run, run.parent / "copy.zarr"),
+        "prune --dry-run": lambda: prune(run, kind="activations", keep_last=1, dry_run=True),
+        "repair": lambda: repair(run),
+        "repair --set-aside": lambda: repair(run, set_aside=True),
+        "prune": lambda: prune(run, kind="weights", layers="conv"),
+        "check again": lambda: check(run),
+    }
+    before, said = chunks(run), list[str]()
+    for name, act in acts.items():
+        try:
+            told = act()
+        except StoreError as error:
+            told = [error]
+        if isinstance(told, list):
+            said += [f"{name}: {line}" for line in told]
+        if name == "repair --set-aside":
+            assert before == chunks(run)  # all rows are committed: nothing may go
+    return said
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_keeping_a_liar_takes_no_room_touches_nothing_outside_and_loses_nothing(
+    stranger: Path, damage: Damage
+) -> None:
+    damage(stranger)
+    before = shadow(stranger.parent / "outside")
+    tracemalloc.start()
+    try:
+        said = kept(stranger)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert any(line.startswith("check: ") for line in said)
+    assert all("\n" not in line and len(line) < 500 for line in said)
+    assert peak < 64 << 20
+    assert shadow(stranger.parent / "outside") == before
+
+
+def outside_array(run: Path) -> None:
+    """Link an array whose own zarr.json is gone, so that somebody may want to write one."""
+    linked("activations/conv")(run)
+    (run.parent / "outside/run.zarr/activations/conv/zarr.json").unlink()
+
+
+def looped(name: str) -> Damage:
+    def damage(run: Path) -> None:
+        shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+        (run / name).symlink_to(run / name)
+
+    return damage
+
+
+def pointed(name: str, target: str) -> Damage:
+    """Return what makes a file a link, to a path beside the run."""
+
+    def damage(run: Path) -> None:
+        (run / name).unlink()
+        (run / name).symlink_to(run.parent / target)
+
+    return damage
+
+
+def file_for_folder(run: Path) -> None:
+    shutil.rmtree(run / "activations/conv")
+    (run / "activations/conv").write_bytes(b"mine")
+
+
+def folder_of(name: str) -> Damage:
+    """Return what puts a folder, with something in it, where a file belongs."""
+
+    def damage(run: Path) -> None:
+        folder(name)(run)
+        (run / name / "mine").write_bytes(b"mine")
+
+    return damage
+
+
+TRAPS: dict[str, Damage] = {
+    "lock link": pointed("_lock", "outside/run.zarr/zarr.json"),
+    "lock dangling": pointed("_lock", "outside/made"),
+    "lock fifo": fifo("_lock"),
+    "lock folder": folder_of("_lock"),
+    "array link": outside_array,
+    "loop group": looped("activations"),
+    "loop array": looped("activations/conv"),
+    "loop file": looped(CONV),
+    "loop ranks": looped("ranks"),
+    "loop metadata": looped("activations/zarr.json"),
+    "loop steps": looped(STEP),
+    "link own metadata": linked("activations/conv/zarr.json"),
+    "link column": linked("scalars/loss/c.0"),
+    "link ranks": linked("ranks"),
+    "folder root": folder_of("zarr.json"),
+    "folder group": folder_of("activations/zarr.json"),
+    "folder own": folder_of("activations/conv/zarr.json"),
+    "folder steps": folder_of(STEP),
+    "folder column": folder_of("scalars/loss/c.0"),
+    "file array": file_for_folder,
+    "name of metadata": named("zarr.json"),
+    "name half": lambda run: (run / "activations/zarr.json").write_bytes(
+        (run / "activations/zarr.json").read_bytes().replace(b'"conv"', b'"co\xed\xa0\x80v"')
+    ),
+    "ranks many": lambda run: [
+        shutil.copytree(run / "ranks/0001", run / "ranks" / name)
+        for name in ("00001", "99999999999", "٠٠٠٢")
+    ],
+}
+
+
+@pytest.mark.parametrize("damage", TRAPS.values(), ids=TRAPS)
+def test_keeping_walks_into_no_trap(stranger: Path, damage: Damage) -> None:
+    damage(stranger)
+    outside, mine = shadow(stranger.parent / "outside"), set(stranger.rglob("mine"))
+    if (stranger / "activations/conv").is_file():
+        mine.add(stranger / "activations/conv")
+
+    said = kept(stranger)
+
+    assert said
+    assert all("\n" not in line and len(line) < 500 for line in said)
+    assert shadow(stranger.parent / "outside") == outside
+    assert all(file.read_bytes() == b"mine" for file in mine)
+
+
+def test_nothing_is_thrown_away_that_is_not_known_to_be_uncommitted(stranger: Path) -> None:
+    for name in ("zarr.json", "activations/zarr.json"):  # how many rows there are is nowhere now
+        (stranger / name).unlink()
+    os.truncate(stranger / STEP, 16)
+    notes = ("data.partial", "activations/notes.partial", "activations/conv/c.0.0.0.0.old.partial")
+    for name in notes:
+        (stranger / name).write_bytes(b"mine")
+    (stranger / "gradients/step").mkdir(parents=True)
+    (stranger / "gradients/conv").mkdir()
+    shutil.copy(stranger / CONV, stranger / "gradients/conv/c.0.0.0.0")
+    before = {name: (stranger / name).read_bytes() for name in chunks(stranger)}
+
+    for set_aside in (False, True):
+        said = [str(line) for line in repair(stranger, set_aside=set_aside)]
+        assert any("how many rows are committed is lost" in line for line in said)
+        assert {name: (stranger / name).read_bytes() for name in chunks(stranger)} == before
+    with pytest.raises(FormatError, match="see `filmstrip check`"):
+        prune(stranger, kind="activations", layers="conv")
+    assert {name: (stranger / name).read_bytes() for name in chunks(stranger)} == before
+    assert all((stranger / name).read_bytes() == b"mine" for name in notes)
+
+
+def test_a_link_in_place_of_a_group_stays_named(stranger: Path) -> None:
+    (stranger / "weights").rename(stranger.parent / "weights")
+    (stranger / "weights").symlink_to(stranger.parent / "weights")
+    repair(stranger)
+    (stranger / "weights").unlink()
+    (stranger.parent / "weights").rename(stranger / "weights")
+
+    assert all(line.done for line in repair(stranger))
+    assert open_run(stranger).weights["conv"].steps.tolist() == list(STEPS)
+
+
+def test_of_a_damaged_root_what_can_be_true_is_kept(stranger: Path) -> None:
+    root("attempts", [[]])(stranger)
+    before = open_run(stranger / "ranks/0001").id
+    identity = json.loads((stranger / "zarr.json").read_text())["attributes"]["filmstrip"]
+
+    left = [str(line) for line in repair(stranger) if not line.done]
+
+    assert left == ["left: zarr.json: its attempts are lost"]
+    assert open_run(stranger).id == identity["run_id"] != before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can become nobody")
+@pytest.mark.parametrize("name", ["", "zarr.json", "activations", "activations/zarr.json", CONV])
+def test_what_may_not_be_read_is_one_line(stranger: Path, name: str) -> None:
+    for file in [*stranger.rglob("*"), stranger, *stranger.parents[:3]]:
+        file.chmod(0o777)
+    (stranger / name).chmod(0)
+    before = shadow(stranger)
+    os.seteuid(65534)
+    try:
+        said = kept(stranger)
+    finally:
+        os.seteuid(0)
+
+    assert any(line.startswith("check: ") for line in said)
+    assert all("\n" not in line for line in said)
+    if name in ("", "zarr.json"):
+        assert shadow(stranger) == before
+
+
+def test_a_run_that_is_being_deleted_is_one_line(
+    stranger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, looks = stranger.parent / "whole.zarr", (os.scandir, os.listdir, os.open, os.stat)
+    shutil.copytree(stranger, whole)
+    count, at = 0, 0
+
+    def deleting(look: Callable[..., Any]) -> Callable[..., Any]:
+        def looking(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == at:
+                monkeypatch.undo()
+                shutil.rmtree(stranger)
+            return look(*args, **kwargs)
+
+        return looking
+
+    acts: list[Callable[[], object]] = [
+        lambda: check(stranger),
+        lambda: usage(stranger),
+        lambda: repair(stranger),
+        lambda: copy(stranger, stranger.parent / "copy.zarr"),
+        lambda: prune(stranger, kind="weights", keep_last=1),
+    ]
+    for act in acts:
+        for at in (2, 9, 30, 90, 200):  # noqa: B007 — read by `looking`
+            shutil.rmtree(stranger, ignore_errors=True)
+            shutil.rmtree(stranger.parent / "copy.zarr", ignore_errors=True)
+            shutil.copytree(whole, stranger)
+            count = 0
+            for look in looks:
+                monkeypatch.setattr(os, look.__name__, deleting(look))
+            try:
+                act()
+            except StoreError as error:
+                one_line(error)
+            finally:
+                monkeypatch.undo()
+
+
+@settings(quick, phases=(Phase.reuse, Phase.generate))  # a smaller example takes minutes to find
+@given(data=st.data())
+def test_keeping_survives_anything_in_any_place(pristine: Path, data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(shutil.copytree(pristine, Path(folder) / "run.zarr"))
+        shutil.copytree(run / "weights", Path(folder) / "outside")
+        names = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
+        chosen = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
+        for target in (run / name for name in chosen):
+            raw = target.read_bytes()
+            if target.name == "zarr.json" and data.draw(st.integers(0, 3)):
+                document = json.loads(raw)
+                *way, last = data.draw(st.sampled_from(paths(document)))
+                inner = document
+                for key in way:
+                    inner = inner[key]
+                inner[last] = data.draw(ODD)
+                target.write_text(json.dumps(document))
+            elif data.draw(st.booleans()):
+                target.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
+            else:
+                damaged = bytearray(raw)
+                low = data.draw(st.sampled_from([0, max(0, len(raw) - 255 * 16)]))
+                at = data.draw(st.integers(min(low, max(0, len(raw) - 1)), max(0, len(raw) - 1)))
+                damaged[at : at + 8] = data.draw(st.binary(min_size=8, max_size=8))
+                target.write_bytes(damaged)
+        before = shadow(Path(folder) / "outside")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            said = kept(run)
+        assert all("\n" not in line for line in said)
+        assert shadow(Path(folder) / "outside") == before

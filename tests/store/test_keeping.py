@@ -357,6 +357,63 @@ def test_an_index_that_cannot_be_proved_is_left_alone(run_path: Path) -> None:
     with create_run(run_path, if_exists="resume") as run:
         write(run, [120])
     assert open_run(run_path).activations["rare"].steps.tolist() == [60, 90, 120]
+    shard.write_bytes(b"damaged once more, and longer than any index" * 9)
+    repair(run_path, set_aside=True)
+    assert shard.with_name(f"{shard.name}.damaged").read_bytes() == before
+    assert shard.with_name(f"{shard.name}.2.damaged").read_bytes().startswith(b"damaged once")
+
+
+def test_a_damaged_index_costs_its_shard_and_nothing_else(run_path: Path) -> None:
+    shards = sorted((run_path / "activations" / "conv").glob("c.*"))
+    told, nonfinite = contents(run_path), open_run(run_path).nonfinite()
+    for layer in ("conv", "rare"):
+        _overwrite_index(min((run_path / "activations" / layer).glob("c.*")), 6, "everything")
+    run = open_run(run_path)
+    strip = run.activations["conv"]
+
+    assert strip.steps.tolist() == list(range(0, 110, 10))
+    np.testing.assert_array_equal(strip.frame(-1), frame("conv", 100))
+    np.testing.assert_array_equal(strip.read(slice(60, None))[0], frame("conv", 60))
+    for step in (0, 50):
+        with pytest.raises(FormatError, match=r"c\.0\.0\.0\.0 cannot .*index.*repair --set-aside"):
+            strip.frame(step)
+    with pytest.raises(FormatError, match=shards[0].name):
+        strip.read()
+    assert run.activations["rare"].steps.tolist() == [0, 10, 20, 30, 40, 50, 60, 90]
+    assert (run.status().last_step, run.nonfinite()) == (100, nonfinite)
+    steps, values = run.statistics("activations").table()
+    assert (steps.tolist(), values.tobytes()) == told["statistics/activations"]
+
+    with create_run(run_path, if_exists="resume", first_step=100) as writer:
+        write(writer, [100, 110])
+    assert open_run(run_path).activations["conv"].frame(110).tobytes() == (
+        frame("conv", 110).tobytes()
+    )
+
+
+def test_a_full_shard_that_is_damaged_does_not_stop_a_run_and_an_open_one_says_what_does(
+    tmp_path: Path, small_shards: None
+) -> None:
+    path = tmp_path / "run.zarr"
+    run = create_run(path)
+    write(run, range(0, 60, 10))
+    run._abandon_after_fork()
+    shard = path / "activations" / "conv" / "c.0.0.0.0"
+    _overwrite_index(shard, 6, "everything")
+    before = shard.read_bytes()
+
+    with create_run(path, if_exists="resume") as run:
+        write(run, [60, 70])
+    assert shard.read_bytes() == before
+    assert open_run(path).activations["conv"].frame(70).tobytes() == frame("conv", 70).tobytes()
+
+    for first_step in (30, 50):
+        with pytest.raises(FormatError, match=f"{shard.name} .*`filmstrip repair --set-aside` go"):
+            create_run(path, if_exists="resume", first_step=first_step)
+    repair(path, set_aside=True)
+    with create_run(path, if_exists="resume", first_step=30) as run:
+        write(run, [30, 40])
+    assert open_run(path).activations["conv"].steps.tolist() == [30, 40]
 
 
 def test_of_an_index_that_lost_one_entry_the_rows_without_a_frame_are_known(
@@ -551,10 +608,10 @@ def test_checking_a_run_while_it_is_written_finds_nothing(tmp_path: Path) -> Non
         f"run = create_run({str(tmp_path / 'run.zarr')!r})\n"
         "spec = {'a': FrameSpec((40, 50), 'float32'), 'b': FrameSpec((900,), 'float32')}\n"
         "writer = run.writer('weights', spec)\n"
-        "print('go', flush=True)\n"
         "for step in range(10**9):\n"
         "    frames = {'a': np.full((40, 50), step, 'f4'), 'b': np.full(900, step, 'f4')}\n"
         "    writer.append(step, frames); run.log(step, {'loss': step})\n"
+        "    if step == 0: print('go', flush=True)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         try:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filmstrip.store._names import array_name, canonical, chunk_index, chunk_key
+from filmstrip.store._names import array_name, canonical, chunk_key, chunk_position
 
 
 def test_wrapper_prefixes_are_not_part_of_a_layers_name() -> None:
@@ -41,10 +41,11 @@ def test_a_long_name_keeps_its_beginning_and_differs_from_its_neighbour() -> Non
     assert first != second
 
 
-@given(st.integers(0, 10**9), st.integers(1, 6))
-def test_a_chunks_number_is_read_back_from_its_file_name(index: int, ndim: int) -> None:
-    assert chunk_index(chunk_key(index, ndim)) == index
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=6))
+def test_a_chunks_position_is_read_back_from_its_file_name(position: list[int]) -> None:
+    assert chunk_position(chunk_key(*position)) == tuple(position)
 
 
 def test_other_files_are_not_chunks() -> None:
-    assert [chunk_index(name) for name in ("zarr.json", "c.1.0.12.partial", "c.x")] == [None] * 3
+    others = ("zarr.json", "c", "c.1.0.12.partial", "c.x", "c.01", "c.1.")
+    assert [chunk_position(name) for name in others] == [None] * len(others)

@@ -330,6 +330,7 @@ def test_every_error_survives_the_way_back_from_a_worker() -> None:
         error_module.StatisticNotFoundError("n", ["a"]),
         error_module.SelectionError("s"),
         error_module.StoreWriteError(28, "p"),
+        error_module.DeniedError("p"),
     ]
     assert {type(error) for error in examples} == set(StoreError.__subclasses__())
     for error in examples:

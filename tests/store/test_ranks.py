@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from filmstrip.store import (
+    FormatError,
     FrameNotFoundError,
     FrameSpec,
     StoreError,
@@ -162,6 +164,35 @@ def test_pieces_that_several_ranks_hold_alike_count_once(tmp_path: Path) -> None
     assert run_read.statistics("weights")["w", "count"].values.tolist() == [6]
 
 
+def test_statistics_are_those_of_ranks_that_together_describe_all_of_a_layer(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run.zarr"
+    runs = [create_run(path, rank=rank, world_size=4) for rank in range(4)]
+    for rank, run in enumerate(runs):  # two shards, each on two replicas
+        spec = FrameSpec((3,), "float32", global_shape=(6,), offset=(3 * (rank % 2),))
+        run.writer("weights", {"w": spec}).append(0, {"w": np.full(3, rank % 2, np.float32)})
+
+    def describe(rank: int) -> None:
+        piece = np.full(3, rank % 2)
+        writer = runs[rank].statistics_writer("weights", ["w"])
+        writer.append(0, summarize(piece)[None], bit_histogram(piece)[None])
+
+    describe(2)
+    statistics = open_run(path).statistics("weights")
+    assert statistics["w", "count"].steps.tolist() == []
+    assert len(statistics.bits("w")[0]) == 0
+    assert statistics.table()[1].shape == (1, 1, 9)
+    assert np.isnan(statistics.table()[1]).all()
+    describe(1)
+    statistics = open_run(path).statistics("weights")
+    assert statistics["w", "count"].values.tolist() == [6]
+    assert statistics["w", "sum"].values.tolist() == [3]
+    assert statistics.bits("w")[1].sum() == 6
+    for run in runs:
+        run.close()
+
+
 def test_layers_of_a_pipeline_are_on_the_ranks_that_own_them(tmp_path: Path) -> None:
     path = tmp_path / "run.zarr"
     for rank in range(2):
@@ -226,3 +257,74 @@ def test_a_piece_outside_its_tensor_is_refused() -> None:
     for offset, shape in (((5,), (4,)), ((-1,), (9,)), (None, (9,)), ((0, 0), (9,))):
         with pytest.raises(ValueError, match="piece"):
             FrameSpec((2,), "float32", offset=offset, global_shape=shape)
+
+
+def test_ranks_that_have_nothing_to_write_are_not_missing(tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    for rank in (0, 2):
+        with create_run(path, rank=rank, world_size=4, writers=[0, 2]) as run:
+            run.writer("weights", {"a": FrameSpec((1,), "float32")}).append(
+                0, {"a": np.ones(1, "f4")}
+            )
+    status = open_run(path).status()
+
+    assert (status.ranks, status.missing, status.behind) == (2, (), {})
+    with pytest.raises(ValueError, match=r"writers=\[0, 4\]"):
+        create_run(tmp_path / "other.zarr", world_size=4, writers=[0, 4])
+
+
+def test_a_list_of_writers_that_cannot_be_true_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    create_run(path, world_size=4, writers=[0, 2]).close()
+    text = (path / "zarr.json").read_text()
+    (path / "zarr.json").write_text(re.sub(r'("writers": ?)\[[^]]*\]', r"\1[0, 9]", text))
+
+    with pytest.raises(FormatError, match="writers"):
+        open_run(path)
+
+
+def test_the_store_of_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    create_run(path, rank=1, world_size=2, run_id="first").close()
+
+    with pytest.raises(StoreError, match="belongs to run first, and not to second"):
+        create_run(path, rank=1, world_size=2, run_id="second", if_exists="resume")
+    with create_run(path, rank=1, world_size=2, run_id="first", if_exists="resume") as run:
+        assert (run.run_id, run.attempt) == ("first", 2)
+
+
+def test_overwriting_takes_away_what_a_rank_wrote_that_writes_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    record(path, (10, 8), [[2, 5], []])
+    create_run(path, if_exists="overwrite", world_size=3, writers=[0, 2]).close()
+
+    assert not (path / "ranks/0001").exists()
+    assert (path / "ranks/0002").exists()
+
+
+def test_a_run_goes_back_to_a_step_as_long_as_nothing_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    record(path, (10, 8), [[], []])
+    with create_run(path, if_exists="resume") as run:
+        run.rewind(10)
+        assert run.rewound == (2, 10, 20)
+        run.log(10, {"loss": 1.0})
+        run.rewind(11)  # nothing lies there
+        with pytest.raises(StoreError, match="cannot go back to step 10"):
+            run.rewind(10)
+
+    opened = open_run(path)
+    assert opened.steps("weights").tolist() == [0]
+    assert opened.attributes["attempts"][-1]["first_step"] == 10
+
+
+def test_replicas_of_other_shapes_are_not_joined(tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    for rank, length in enumerate((3, 4)):
+        with create_run(path, rank=rank, world_size=2) as run:
+            writer = run.writer("activations", {"a": FrameSpec((2, length), "float32")})
+            writer.append(0, {"a": np.ones((2, length), np.float32)})
+
+    with pytest.raises(FormatError, match="does not belong"):
+        open_run(path).activations["a"].frame(0)
+    assert open_run(path / "ranks/0001").activations["a"].frame(0).shape == (2, 4)

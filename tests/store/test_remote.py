@@ -95,7 +95,7 @@ class _Files(BaseHTTPRequestHandler):
         file = server.folder / urllib.parse.unquote(url.path).lstrip("/")
         wanted, body = self.headers.get("Range"), b""
         if not file.is_file():
-            self.send_response(404)
+            self.send_response(server.absent)
             self.send_header("Content-Length", "0")
         else:
             start, size = 0, file.stat().st_size
@@ -120,9 +120,9 @@ class _Files(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[tuple[str, list[Request]]]:
+def served(folder: Path, absent: int = 404) -> Iterator[tuple[str, list[Request]]]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Files)
-    server.folder, server.requests = folder, []
+    server.folder, server.requests, server.absent = folder, [], absent
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", server.requests
@@ -367,3 +367,45 @@ def test_without_obstore_the_extra_is_named(
 
     assert caught.value.code == 1
     assert "filmstrip[remote]" in capsys.readouterr().err
+
+
+def test_where_nobody_may_list_what_is_absent_is_told_from_what_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("filmstrip.store._layout.COLUMN_ROWS", 4)
+    spec = {"fc": FrameSpec((3,), "float32"), "later": FrameSpec((3,), "float32")}
+    with create_run(tmp_path / "run.zarr", world_size=2) as run:
+        writer = run.writer("weights", spec)
+        run.writer("gradients", spec)  # nothing is written, so that no file of steps is there
+        for step in range(8):  # the file of steps is full: another one is looked for
+            writer.append(step, {"fc": np.full(3, step, np.float32)})
+
+    with served(tmp_path, absent=403) as (url, _):
+        far = open_run(f"{url}/run.zarr")
+        assert far.weights["fc"].steps.tolist() == list(range(8))
+        assert far.weights["fc"].frame(-1).tolist() == [7, 7, 7]
+        assert far.steps("gradients").tolist() == []
+        assert (far.ranks, far.status().missing) == ((0,), (1,))
+        with pytest.raises(
+            StoreError, match=r"later/c\.0\.0 .*not there, or access is denied"
+        ) as e:
+            far.weights["later"].steps  # noqa: B018
+        assert "ListBucket" in str(e.value)
+        with pytest.raises(StoreError, match=r"none\.zarr/zarr\.json .*not there, or access"):
+            open_run(f"{url}/none.zarr")
+        (tmp_path / "run.zarr/weights/step/c.1").unlink()
+        with pytest.raises(StoreError, match=r"step/c\.1 .*access is denied"):
+            far.weights["fc"].steps  # noqa: B018
+
+
+@pytest.mark.parametrize("host", ["", "localhost"])
+def test_a_file_url_is_a_path_on_this_machine(tmp_path: Path, host: str) -> None:
+    create_run(tmp_path / "run.zarr").close()
+
+    assert open_run(f"file://{host}{tmp_path}/run.zarr").path == str(tmp_path / "run.zarr")
+
+
+def test_a_file_url_of_another_host_is_refused_in_one_line() -> None:
+    with pytest.raises(StoreError, match="names the host 'data'; a path on this machine is") as e:
+        open_run("file://data/run.zarr")
+    assert "file:///run.zarr" in str(e.value)

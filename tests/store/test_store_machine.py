@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -230,5 +231,8 @@ class RunMachine(RuleBasedStateMachine):
         self.patch.undo()
 
 
-RunMachine.TestCase.settings = settings(max_examples=8, stateful_step_count=16, deadline=None)
+LONG = "FILMSTRIP_TORTURE" in os.environ
+RunMachine.TestCase.settings = settings(
+    max_examples=100 if LONG else 8, stateful_step_count=40 if LONG else 16, deadline=None
+)
 TestRun = RunMachine.TestCase

@@ -25,7 +25,7 @@ STEPS = (0, 10, 25, 30, 40)
 STATES = ("live", "live elsewhere", "closed", "repaired")
 """How a run can be found: its writer at work here, in another process, done, or killed."""
 GAP = 2  # the row without a frame of the layers called `gap`
-BLOCK = 24 << 10
+LIMITS = {"BLOCK_BYTES": 24 << 10, "LARGEST_BLOCK": 24 << 10, "SLOTS": 4}
 
 
 def shapes(itemsize: int) -> dict[str, tuple[int, ...]]:
@@ -35,6 +35,8 @@ def shapes(itemsize: int) -> dict[str, tuple[int, ...]]:
         "small": (3,),
         "block": (2, 40, 320 // itemsize),  # 25 kB: two blocks
         "padded": (7, 40, 160 // itemsize),  # 45 kB: three blocks of 3, padded to 9
+        "parted": (2, 7, 80, 80 // itemsize),  # six blocks in two files, padded to 9
+        "narrow": (13, 40, 160 // itemsize),  # five blocks in two files, padded to 18
         "gap": (3, 5),
         "empty": (0, 4),
     }
@@ -83,7 +85,8 @@ def expected() -> Iterator[tuple[str, np.ndarray]]:
 
 def record(path: Path) -> RunWriter:
     """Write the run and leave it open: raw strips are weights, compressed ones activations."""
-    whole, layout.BLOCK_BYTES = layout.BLOCK_BYTES, BLOCK
+    usual = {name: getattr(layout, name) for name in LIMITS}
+    vars(layout).update(LIMITS)
     try:
         run = create_run(path)
         specs = {
@@ -100,7 +103,7 @@ def record(path: Path) -> RunWriter:
         run.publish()
         return run
     finally:
-        layout.BLOCK_BYTES = whole
+        vars(layout).update(usual)
 
 
 @contextlib.contextmanager

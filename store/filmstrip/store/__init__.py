@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from filmstrip.store._view import Series
     from filmstrip.store._writer import KindWriter, StatisticsWriter
     from filmstrip.store.errors import (
+        DeniedError,
         FormatError,
         FrameNotFoundError,
         KindNotFoundError,
@@ -56,6 +57,7 @@ _HOMES = {
     "_view": ("Series",),
     "_writer": ("KindWriter", "StatisticsWriter"),
     "errors": (
+        "DeniedError",
         "FormatError",
         "FrameNotFoundError",
         "KindNotFoundError",
@@ -76,6 +78,7 @@ __all__ = [
     "BINS",
     "STATISTICS",
     "Copied",
+    "DeniedError",
     "Finding",
     "FormatError",
     "FrameNotFoundError",

@@ -6,6 +6,7 @@ are single numbers, or short vectors of them, is a column: uncompressed, many ro
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,13 +25,15 @@ from filmstrip.store._layout import (
     COLUMN_ROWS,
     LARGEST_BLOCK,
     LARGEST_COLUMN,
+    MOST_PARTS,
     SLOTS,
     Layout,
     column_rows,
+    times,
 )
 from filmstrip.store._metadata import ArrayMetadata, Json, array_document, sharding
-from filmstrip.store._names import METADATA, chunk_index, chunk_key
-from filmstrip.store._shardlog import ShardLog, live_bytes
+from filmstrip.store._names import METADATA, chunk_key, chunk_position
+from filmstrip.store._shardlog import DAMAGED_INDEX, ShardLog, live_bytes
 from filmstrip.store.errors import FormatError
 
 # "Nothing was logged" differs from a logged NaN, 0x7ff8000000000000, in its payload.
@@ -106,7 +109,8 @@ class ArrayForm:
         """
         try:
             dtype = np.dtype(document["data_type"]).newbyteorder("<")
-            shape = _extents(document["shape"])[1:]
+            _, *lengths = _extents(document["shape"])  # the steps, and what a frame has
+            shape = tuple(lengths)
             rows, *extents = _extents(document["chunk_grid"]["configuration"]["chunk_shape"])
             _check_keys(document["chunk_key_encoding"])
             first = document["codecs"][0]
@@ -123,7 +127,8 @@ class ArrayForm:
                 _check_codecs(inner["codecs"], "bytes crc32c", "bytes blosc crc32c")
                 grid = tuple(e // length for e, length in zip(extents, block, strict=True))
                 codec = codec_from(inner["codecs"], dtype.itemsize)
-                form = cls(dtype, shape, Layout(shape, block, grid, rows), codec, rows)
+                layout = Layout(shape, block, grid, times(shape, extents), rows)
+                form = cls.strip(dtype, layout, codec)
             form.check()
         except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
             raise FormatError(str(where), f"its zarr.json is not understood ({error!r})") from error
@@ -140,12 +145,37 @@ class ArrayForm:
             if not 1 <= self.rows <= COLUMN_ROWS or self.rows * row > most:
                 raise ValueError(f"a column's file of {self.rows} rows of {self.shape}")
             return
-        blocks = zip(self.layout.grid, self.layout.block, self.shape, strict=True)
-        if any(count * length < extent for count, length, extent in blocks):
+        if not (_leading(self.layout.block, self.layout.whole)
+                and _leading(self.layout.grid, self.layout.files)):  # fmt: skip
             raise ValueError(f"blocks {self.layout.block} of frames {self.shape}")
+        if self.layout.parts > MOST_PARTS:
+            raise ValueError(f"frames of {self.shape} in {self.layout.parts} files")
         block_bytes = math.prod(self.layout.block) * self.dtype.itemsize
         if not 1 <= self.layout.slots <= SLOTS or block_bytes > LARGEST_BLOCK:
             raise ValueError(f"{self.layout.slots} blocks of {block_bytes} bytes in a shard")
+
+    @property
+    def parts(self) -> int:
+        """Files that one row lies in."""
+        return 1 if self.layout is None else self.layout.parts
+
+    def key(self, index: int, part: int = 0) -> str:
+        """Return the name of the file that holds a part of the index-th rows."""
+        inside = (0,) * len(self.shape) if self.layout is None else self.layout.position(part)
+        return chunk_key(index, *inside)
+
+    def where(self, name: str) -> tuple[int, int] | None:
+        """Return which file has a name: index and part; None when it is none of this array."""
+        index, *inside = chunk_position(name) or (None,)
+        files = (1,) * len(self.shape) if self.layout is None else self.layout.files
+        if index is None or len(inside) != len(files):
+            return None
+        part = 0
+        for at, count in zip(inside, files, strict=True):
+            if at >= count:
+                return None
+            part = part * count + at
+        return index, part
 
     def document(self, names: list[str], attributes: Json, *, fill: Any = None) -> Json:
         """Return the metadata of an array of this form, with no length yet."""
@@ -197,6 +227,12 @@ def _check_shard(row: int, shard: list[int], block: tuple[int, ...], index: Any)
         raise ValueError(f"shards of {shard} in blocks of {(row, *block)}, index at {index!r}")
 
 
+def _leading(lengths: tuple[int, ...], counts: tuple[int, ...]) -> bool:
+    """Return whether what is cut so often in such lengths is cut along leading axes only."""
+    cut = [axis for axis, count in enumerate(counts) if count > 1]
+    return not cut or all(length == 1 for length in lengths[: cut[-1]])
+
+
 def _check_keys(encoding: Any) -> None:
     if encoding["name"] != "default" or encoding["configuration"]["separator"] != ".":
         raise ValueError(f"chunk keys {encoding}")
@@ -218,8 +254,8 @@ class StripArray:
     """
 
     __slots__ = (
-        "_blocks", "_bound", "_codec", "_descriptors", "_dtype", "_extents", "_layout", "_log",
-        "_path", "_rows", "_shard", "metadata",
+        "_blocks", "_bound", "_codec", "_descriptors", "_dtype", "_extents", "_form", "_logs",
+        "_path", "_regions", "_rows", "_shard", "metadata",
     )  # fmt: skip
 
     def __init__(
@@ -232,22 +268,28 @@ class StripArray:
         assert form.layout is not None
         self.metadata = metadata
         self._path, self._descriptors = path, descriptors
-        self._layout, self._codec, self._dtype = form.layout, form.codec, form.dtype
+        self._form, self._codec, self._dtype = form, form.codec, form.dtype
         self._rows, self._blocks = form.layout.rows, form.layout.blocks
         self._extents = form.layout.shard[1:]
         self._bound = form.codec.bound(math.prod(form.layout.block) * form.dtype.itemsize)
+        self._regions = [
+            tuple(slice(*span) for span in form.layout.box(part)) for part in range(form.parts)
+        ]
         self._shard = -1
-        self._log: ShardLog | None = None
+        self._logs: list[ShardLog] = []
 
     def put(self, row: int, values: npt.NDArray[Any]) -> None:
         """Write one row: a C-contiguous array of the stored dtype, not longer than the frame."""
         if 0 in values.shape:
             return
         shard, position = divmod(row, self._rows)
-        if shard != self._shard or self._log is None:
+        if shard != self._shard:
             self._open(shard, position)
-        assert self._log is not None
-        self._log.put(position, self._encoded(values))
+        if len(self._logs) == 1:
+            self._logs[0].put(position, self._encoded(values))
+            return
+        for log, region in zip(self._logs, self._regions, strict=True):
+            log.put(position, self._encoded(values[region]))
 
     def _encoded(self, values: npt.NDArray[Any]) -> list[Encoded]:
         if values.shape != self._extents:
@@ -259,8 +301,7 @@ class StripArray:
         # Only leading axes are cut, so every block is one piece of the flat array.
         return [self._codec.encode(block) for block in values.reshape(self._blocks, -1)]
 
-    def _shard_log(self, shard: int, keep: int) -> ShardLog:
-        path = self._path / chunk_key(shard, len(self._extents) + 1)
+    def _shard_log(self, path: Path, keep: int) -> ShardLog:
         try:
             return ShardLog(
                 path,
@@ -271,43 +312,54 @@ class StripArray:
                 keep=keep,
             )
         except ChecksumError as error:
-            raise FormatError(str(path), "its index is damaged") from error
+            raise FormatError(str(path), DAMAGED_INDEX) from error
 
     def _open(self, shard: int, keep: int) -> None:
         self.close()
-        self._log = self._shard_log(shard, keep)
+        for part in range(self._form.parts):
+            self._logs.append(self._shard_log(self._path / self._form.key(shard, part), keep))
         self._shard = shard
 
     def drop(self, row: int) -> None:
         """Take a row out of the open shard."""
         shard, position = divmod(row, self._rows)
-        if self._log is not None and shard == self._shard:
-            self._log.drop([position])
+        for log in self._logs if shard == self._shard else ():
+            log.drop([position])
 
     def truncate(self, keep: int) -> None:
         """Unlink shards wholly behind, drop rows of the one that straddles, seal what is live."""
-        self._log, self._shard = None, -1
-        for shard, path in _swept(self._path):
+        self._logs, self._shard = [], -1
+        for shard, path in self._swept():
             self._descriptors.drop(str(path))
             rows = keep - shard * self._rows
             if rows <= 0:
                 _files.unlink(path)
-            elif rows < self._rows or path.stat().st_size == self._live_length():
-                self._shard_log(shard, rows).seal()
+            elif rows < self._rows:
+                self._shard_log(path, rows).seal()
+            elif path.stat().st_size == self._live_length():
+                with contextlib.suppress(FormatError):  # nothing is written to it any more
+                    self._shard_log(path, rows).seal()
+
+    def _swept(self) -> Iterator[tuple[int, Path]]:
+        """Yield the shard files, rows ascending."""
+        found = ((self._form.where(file.name), file) for file in self._path.iterdir())
+        for where, file in sorted((where, file) for where, file in found if where is not None):
+            yield where[0], file
 
     def _live_length(self) -> int:
-        return live_bytes(self._layout.slots, self._bound)
+        return live_bytes(self._rows * self._blocks, self._bound)
 
     def sync(self) -> None:
         """Wait until the open shard is on the disk."""
-        if self._log is not None:
-            self._log.sync()
+        for log in self._logs:
+            log.sync()
 
     def close(self) -> None:
         """Seal the open shard."""
-        if self._log is not None:
-            self._log.seal()
-            self._log, self._shard = None, -1
+        self._shard = -1
+        while self._logs:
+            self._logs[-1].seal()
+            self._logs.pop()
 
 
 class ColumnArray:
@@ -372,16 +424,6 @@ class ColumnArray:
     def close(self) -> None:
         """Close the file."""
         self._column.close()
-
-
-def _swept(path: Path) -> Iterator[tuple[int, Path]]:
-    """Yield chunk files; remove what a killed process left half made."""
-    for file in sorted(path.iterdir()):
-        index = chunk_index(file.name)
-        if index is not None:
-            yield index, file
-        elif file.suffix == _files.PARTIAL:
-            _files.unlink(file)
 
 
 def write_metadata(

@@ -8,7 +8,7 @@ import operator
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -42,6 +42,8 @@ def create_run(
     first_step: int | None = None,
     rank: int = 0,
     world_size: int = 1,
+    writers: Sequence[int] | None = None,
+    run_id: str | None = None,
     compression: Compression | None = None,
     fsync: bool = False,
 ) -> RunWriter:
@@ -64,6 +66,10 @@ def create_run(
         First step that will be written. On resuming, rows at and behind it are taken back.
     rank, world_size : int
         Of a job with several writing processes, each of which has a store of its own.
+    writers : sequence of int, optional
+        The ranks that write, where not all of them do.
+    run_id : str, optional
+        Identity of the run that rank 0 made, for the other ranks.
     compression : {"zstd", "lz4", "none"}, optional
         For all frames; by default activations, inputs and images are compressed and others are not.
     fsync : bool
@@ -104,6 +110,9 @@ def create_run(
         )
     if not 0 <= rank < world_size:
         raise ValueError(f"rank={rank} does not lie below world_size={world_size}")
+    writing = sorted({operator.index(writer) for writer in writers or range(world_size)})
+    if writing[0] < 0 or writing[-1] >= world_size:
+        raise ValueError(f"writers={writing} do not all lie below world_size={world_size}")
     try:
         json.dumps([metadata, plan], allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -120,7 +129,7 @@ def create_run(
         path = path / rank_path(rank)
     fresh: Json = {
         "format": FORMAT,
-        "run_id": secrets.token_hex(8),
+        "run_id": run_id or secrets.token_hex(8),
         "created": time.time(),
         "framework": framework,
         "world_size": world_size,
@@ -130,10 +139,14 @@ def create_run(
         "plan": dict(plan or {}),
         "metadata": dict(metadata or {}),
     }
+    if len(writing) < world_size:
+        fresh["writers"] = writing
     with translated(path):
-        path, lock, attributes = _attach(path, if_exists, first_step, fresh)
+        path, lock, attributes = _attach(path, if_exists, first_step, fresh, run_id)
     if attributes is not fresh:
         attributes["metadata"] = {**attributes.get("metadata", {}), **fresh["metadata"]}
+        attributes.pop("writers", None)
+        attributes |= {"writers": fresh["writers"]} if "writers" in fresh else {}
     try:
         with translated(path):
             return RunWriter(
@@ -145,7 +158,7 @@ def create_run(
 
 
 def _attach(
-    path: Path, if_exists: IfExists, first_step: int | None, fresh: Json
+    path: Path, if_exists: IfExists, first_step: int | None, fresh: Json, run_id: str | None
 ) -> tuple[Path, WriterLock, Json]:
     """Lock a store and return its attributes, the fresh ones for a store that has to be made."""
     if not _taken(path):
@@ -156,18 +169,23 @@ def _attach(
         lock.release()  # somebody was faster, and has left already
     attributes = run_attributes(LocalPlace(path))
     if if_exists == "resume" or (if_exists == "auto" and first_step):
-        _check_world(path, attributes, fresh)
+        _check_world(path, attributes, fresh, run_id)
         lock = WriterLock(path)
         return path, lock, run_attributes(LocalPlace(path))
     if if_exists == "overwrite":
         return path, _emptied(path, fresh), fresh
     if if_exists == "new":
-        return _attach(_unused(path), "fail", first_step, fresh)
+        return _attach(_unused(path), "fail", first_step, fresh, run_id)
     raise RunExistsError(str(path), _last_step(path, attributes))
 
 
-def _check_world(path: Path, attributes: Json, fresh: Json) -> None:
+def _check_world(path: Path, attributes: Json, fresh: Json, run_id: str | None) -> None:
     """Refuse to go on with a run of another number of ranks: its pieces are cut otherwise."""
+    if run_id is not None and attributes["run_id"] != run_id:
+        raise StoreError(
+            f"{path} belongs to run {attributes['run_id']}, and not to {run_id}, which rank 0 "
+            f"writes; move it away"
+        )
     before, now = attributes.get("world_size", 1), fresh["world_size"]
     if before != now:
         raise StoreError(
@@ -196,7 +214,9 @@ def _emptied(path: Path, fresh: Json) -> WriterLock:
     lock = WriterLock(path)
     try:
         _files.replace(path / METADATA, group_text(fresh, {}).encode())
-        others = {path / rank_path(rank) for rank in range(1, fresh["world_size"])}
+        others = {
+            path / rank_path(rank) for rank in fresh.get("writers", range(fresh["world_size"]))
+        }
         for child in path.iterdir():
             if child.name == RANKS:
                 for store in set(child.iterdir()) - others:  # each rank overwrites its own

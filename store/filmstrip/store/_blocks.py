@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,12 +136,15 @@ class ShardFile:
     def whole(self, entry: Entry) -> bool:
         """Return whether a block is as it was written."""
         offset, length = entry
-        stored = self.pread(length, offset)
-        if len(stored) != length or length <= _CHECKSUM:
+        if length <= _CHECKSUM or self._plausible(self.pread(16, offset)) != length:
             return False
-        if not _checks(stored):
-            return False
-        return self._plausible(stored[:16]) == length
+        checksum, end = 0, offset + length - _CHECKSUM
+        for start in range(offset, end, _TOGETHER):  # a block may be larger than there is room for
+            piece = self.pread(min(_TOGETHER, end - start), start)
+            if not piece:
+                return False
+            checksum = google_crc32c.extend(checksum, piece)
+        return self.pread(_CHECKSUM, end) == checksum.to_bytes(_CHECKSUM, "little")
 
     def _plausible(self, head: bytes) -> int:
         """Return the length of a block that begins like that, 0 when none does."""
@@ -149,8 +152,8 @@ class ShardFile:
             return self.block_bytes + _CHECKSUM
         if len(head) < 16:
             return 0
-        raw, _, compressed = _BLOSC_HEADER.unpack(head)
-        fits = raw == self.block_bytes and 16 <= compressed <= self.block_bytes + 16
+        raw, part, compressed = _BLOSC_HEADER.unpack(head)
+        fits = part <= raw == self.block_bytes and 16 <= compressed <= self.block_bytes + 16
         return compressed + _CHECKSUM if fits else 0
 
     def found(self) -> list[Entry]:
@@ -236,6 +239,36 @@ class ShardFile:
                 return False
             end = aligned(offset + length)
         return end == self.size - self.index_bytes
+
+
+def incomplete(
+    form: ArrayForm, files: Mapping[tuple[int, int], Path]
+) -> Iterator[tuple[int, int, int]]:
+    """Yield rows of which some parts are there and others are not.
+
+    Parameters
+    ----------
+    form : ArrayForm
+        Form of the array, a strip.
+    files : mapping
+        Its files by their position along the step axis and the part that they hold.
+
+    Yields
+    ------
+    index, position, parts : int
+        Position of the files along the step axis, and of the row in them; parts that are there.
+    """
+    for index in sorted({index for index, _ in files} if form.parts > 1 else ()):
+        found = np.zeros(form.rows, np.int64)
+        for part in range(form.parts):
+            if (index, part) in files:
+                with ShardFile(files[index, part], form) as shard:
+                    found += [
+                        shard.entries is None or shard.row(position)[0][0] != EMPTY
+                        for position in range(form.rows)
+                    ]
+        for position in np.flatnonzero((found > 0) & (found < form.parts)).tolist():
+            yield index, position, int(found[position])
 
 
 def _checks(stored: bytes) -> bool:

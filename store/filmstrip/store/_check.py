@@ -17,10 +17,9 @@ from typing import Literal
 
 import numpy as np
 
-from filmstrip.store import _files
-from filmstrip.store._blocks import ShardFile
+from filmstrip.store._blocks import ShardFile, incomplete
 from filmstrip.store._metadata import Json, parent_groups
-from filmstrip.store._names import LOCK, METADATA, RANKS, STEP, WALL_TIME, chunk_index
+from filmstrip.store._names import LOCK, METADATA, RANKS, STEP, WALL_TIME, chunk_position
 from filmstrip.store._shardlog import EMPTY
 from filmstrip.store._survey import (
     AXIS,
@@ -29,14 +28,18 @@ from filmstrip.store._survey import (
     GroupState,
     column_file,
     fill_of,
+    is_left,
     leftovers,
-    local_path,
+    length_of,
+    local_stores,
     readable,
     root_attributes,
     running,
     stores_of,
     survey,
+    unfinished,
 )
+from filmstrip.store.errors import StoreError
 
 Severity = Literal["error", "warning", "note"]
 _AGAIN, _PAUSE = 4, 0.3
@@ -93,6 +96,8 @@ def check(run: str | os.PathLike[str]) -> list[Finding]:
         If what is there is no run, not even a damaged one.
     FormatError
         If a newer filmstrip wrote it.
+    StoreError
+        If it cannot be looked at.
 
     Examples
     --------
@@ -104,9 +109,8 @@ def check(run: str | os.PathLike[str]) -> list[Finding]:
     >>> check(f"{folder}/run.zarr")
     []
     """
-    path = local_path(run)
+    path, stores = local_stores(run)
     found: list[Finding] = []
-    stores = stores_of(path)
     if path not in stores:
         found.append(Finding("error", ".", "the store of rank 0 is missing"))
     for store in stores:
@@ -118,7 +122,7 @@ class _Checked:
     def __init__(self, run: Path, store: Path) -> None:
         self._run, self._store = run, store
         self._attributes = root_attributes(store)
-        self._writer = running(self._attributes)
+        self._writer = running(store, self._attributes)
         self._groups = survey(store)
 
     def findings(self) -> list[Finding]:
@@ -149,6 +153,8 @@ class _Checked:
         found: list[Finding] = []
         try:
             found.extend(look())
+        except StoreError as error:
+            found.append(Finding("error", self._at(self._store), str(error)))
         except OSError as error:
             where = Path(error.filename or self._store)
             place = self._at(where) if where.is_relative_to(self._run) else str(where)
@@ -182,7 +188,7 @@ class _Checked:
                     "writes it anew",
                 )  # fmt: skip
         if not self._writer:
-            for left in leftovers(self._store):
+            for left in (*leftovers(self._store), *unfinished(self._store, groups)):
                 what = "a killed process left it half made"
                 yield Finding("warning", self._at(left), what, "removes it")
         yield from self._strangers(self._store, {METADATA, LOCK, RANKS, *_RESERVED, *groups})
@@ -192,10 +198,11 @@ class _Checked:
 
     def _strangers(self, folder: Path, known: set[str]) -> Iterator[Finding]:
         expected = known | {name.partition("/")[0] for name in known}
+        begun = set(unfinished(self._store, self._groups))
         for child in sorted(folder.iterdir()):
             if child.is_symlink():
                 yield Finding("error", self._at(child), "it is a link, which is not followed")
-            elif child.name not in expected and not child.name.endswith(_files.PARTIAL):
+            elif not (child.name in expected or is_left(child.name) or child in begun):
                 yield Finding("warning", self._at(child), "it belongs to nothing")
 
     def _group_itself(self, name: str) -> Iterator[Finding]:
@@ -214,8 +221,7 @@ class _Checked:
         elif group.rows > group.published and not self._writer:
             what = f"{group.rows - group.published} complete rows are not committed"
             yield Finding("warning", where, what, "commits them")
-        known = {METADATA, *group.arrays}
-        yield from self._strangers(group.path, known)
+        yield from self._strangers(group.path, {METADATA, *group.arrays})
         grouped, rooted = (
             {
                 array: getattr(state, level)
@@ -234,7 +240,7 @@ class _Checked:
                 "rebuilds both",
             )  # fmt: skip
         lengths = {
-            array.grouped["shape"][0]
+            length_of(array.grouped)
             for array in group.arrays.values()
             if array.form is not None and array.grouped is not None
         }
@@ -247,11 +253,14 @@ class _Checked:
         if group is None or array is None:
             return
         where = self._at(array.path / METADATA)
-        if array.path.is_symlink():
+        if array.linked:
             return
         if array.form is None or array.document is None:
             yield Finding("error", where, "no description of it can be understood")
             return
+        if group.whole and array.grouped is not None and array.grouped is not array.document:
+            what = f"what it says of {array_name!r} cannot be understood"
+            yield Finding("error", self._at(group.path / METADATA), what, "rebuilds it")
         if array.own is None:
             yield Finding("error", where, "it is missing or damaged", "writes it anew")
         elif group.whole and array.grouped is None:
@@ -267,8 +276,8 @@ class _Checked:
             elif not self._writer:
                 what = "its attributes are not those in the group's"
                 yield Finding("warning", where, what, "takes the group's")
-        elif not self._writer and not group.damaged and _rows(array.own) != group.rows:
-            what = f"its length is {_rows(array.own)}, and {group.rows} rows are there"
+        elif not self._writer and not group.damaged and length_of(array.own) != group.rows:
+            what = f"its length is {length_of(array.own)}, and {group.rows} rows are there"
             yield Finding("warning", where, what, "sets it")
         yield from self._foreign(array)
         if array.form.layout is None:
@@ -277,18 +286,16 @@ class _Checked:
             yield from self._strip(group, array)
 
     def _foreign(self, array: ArrayState) -> Iterator[Finding]:
-        if not array.path.is_dir():
+        if not array.path.is_dir() or array.form is None:
             return
         for file in sorted(array.path.iterdir()):
             if file.is_symlink():
                 yield Finding("error", self._at(file), "it is a link, which is not followed")
+            elif chunk_position(file.name) is not None and not file.is_file():
+                yield Finding("error", self._at(file), "it is not a file")
             elif file.name.endswith(DAMAGED):
                 yield Finding("note", self._at(file), "a damaged shard that repair set aside")
-            elif (
-                file.name != METADATA
-                and chunk_index(file.name) is None
-                and not file.name.endswith(_files.PARTIAL)
-            ):
+            elif not (file.name == METADATA or array.form.where(file.name) or is_left(file.name)):
                 yield Finding("warning", self._at(file), "it belongs to nothing")
 
     def _column(self, group: GroupState, array: ArrayState) -> Iterator[Finding]:
@@ -301,9 +308,10 @@ class _Checked:
                 yield Finding("warning", self._at(file), what, "removes it")
                 continue
             row = math.prod(array.form.shape) * array.form.dtype.itemsize
-            if file.stat().st_size != per_file * row:
-                what = f"it has {file.stat().st_size} bytes instead of {per_file * row}"
-                hopeless = group.damaged and array.name == STEP
+            size = file.stat().st_size
+            if size != per_file * row:
+                what = f"it has {size} bytes instead of {per_file * row}"
+                hopeless = size > per_file * row or (group.damaged and array.name == STEP)
                 yield Finding("error", self._at(file), what, "" if hopeless else "fills it up")
         if array.name not in AXIS:
             return
@@ -328,6 +336,15 @@ class _Checked:
                     yield from self._shard(group, index, shard)
             except FileNotFoundError:  # a rewind of a live run took it away
                 continue
+        if array.form is None:
+            return
+        for index, position, parts in incomplete(array.form, array.parts()):
+            row = index * array.form.rows + position
+            if row < group.rows:
+                what = (
+                    f"the frame of step {group.steps[row]} has {parts} of {array.form.parts} files"
+                )
+                yield Finding("error", self._at(array.path), what)
 
     def _shard(self, group: GroupState, index: int, shard: ShardFile) -> Iterator[Finding]:
         where, start = self._at(shard.path), index * shard.form.rows
@@ -347,6 +364,7 @@ class _Checked:
         lie = shard.lies()
         if lie:
             yield Finding("error", where, f"its index cannot be true: {lie}")
+            return
         if not self._writer:
             if shard.live:
                 yield Finding("warning", where, "it is not sealed", "seals it")
@@ -360,13 +378,6 @@ class _Checked:
                 step = int(group.steps[start + position])
                 what = f"the frame of step {step} is damaged, at byte {bad[0][0]}"
                 yield Finding("error", where, what)
-
-
-def _rows(document: Json) -> int:
-    try:
-        return int(document["shape"][0])
-    except (KeyError, TypeError, ValueError, IndexError):
-        return -1
 
 
 def _without_length(document: Json) -> Json:

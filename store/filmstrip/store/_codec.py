@@ -79,7 +79,7 @@ class Codec:
         if stored.nbytes < _CHECKSUM.size:
             raise ChecksumError
         body = stored[: -_CHECKSUM.size]
-        if google_crc32c.value(body) != _CHECKSUM.unpack(stored[-_CHECKSUM.size :].tobytes())[0]:
+        if google_crc32c.value(body) != _CHECKSUM.unpack(stored[-_CHECKSUM.size :].data)[0]:
             raise ChecksumError
         if self.compressor != "none":
             _decompress(body, out)
@@ -93,7 +93,7 @@ def _decompress(body: Bytes, out: npt.NDArray[Any]) -> None:
     """Fill a block from blosc's bytes, which must say that they are all of it, and no more."""
     if body.nbytes < _BLOSC_OVERHEAD:
         raise ChecksumError
-    claimed, _, stored = _BLOSC_SIZES.unpack(body[4:_BLOSC_OVERHEAD].tobytes())
+    claimed, _, stored = _BLOSC_SIZES.unpack(body[4:_BLOSC_OVERHEAD].data)
     if (claimed, stored) != (out.nbytes, body.nbytes):
         raise ChecksumError
     try:

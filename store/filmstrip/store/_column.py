@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from filmstrip.store import _files
-from filmstrip.store._names import chunk_index, chunk_key
+from filmstrip.store._names import chunk_key, chunk_position
 from filmstrip.store._place import Place
-from filmstrip.store.errors import FormatError
+from filmstrip.store.errors import DeniedError, FormatError
 
 
 class Column:
@@ -31,7 +31,7 @@ class Column:
         Keeps the files open.
     """
 
-    __slots__ = ("_chunk", "_descriptors", "_file", "_fill", "_ndim", "_path", "_rows")
+    __slots__ = ("_chunk", "_descriptors", "_file", "_fill", "_inside", "_path", "_rows")
 
     def __init__(
         self,
@@ -42,7 +42,8 @@ class Column:
         ndim: int,
         descriptors: _files.Descriptors,
     ) -> None:
-        self._path, self._fill, self._rows, self._ndim = path, fill, rows, ndim
+        self._path, self._fill, self._rows = path, fill, rows
+        self._inside = (0,) * (ndim - 1)
         self._descriptors = descriptors
         self._chunk, self._file = -1, ""
 
@@ -71,7 +72,7 @@ class Column:
 
     def _open(self, chunk: int) -> None:
         self.close()
-        path = self._path / chunk_key(chunk, self._ndim)
+        path = self._path / chunk_key(chunk, *self._inside)
         if not path.exists():
             parts = [(0, self._filled(self._rows))] if any(self._fill) else []  # else: a hole
             length = self._rows * len(self._fill)
@@ -85,13 +86,15 @@ class Column:
         """Leave the first rows and make everything behind them as if never written."""
         self.close()
         for path in list(self._path.iterdir()):
-            chunk = chunk_index(path.name)
-            if chunk is None or (chunk + 1) * self._rows <= keep:
+            chunk, *inside = chunk_position(path.name) or (None,)
+            if chunk is None or tuple(inside) != self._inside or (chunk + 1) * self._rows <= keep:
                 continue
             if chunk * self._rows >= keep:
                 _files.unlink(path)
                 continue
-            data, kept = path.read_bytes(), (keep - chunk * self._rows) * len(self._fill)
+            with path.open("rb") as file:
+                data = file.read(self._rows * len(self._fill))
+            kept = (keep - chunk * self._rows) * len(self._fill)
             refilled = data[:kept] + self._filled(self._rows)[kept:]
             if refilled != data:
                 _files.replace(path, refilled, fsync=self._descriptors.fsync)
@@ -107,7 +110,7 @@ class Column:
         self._chunk, self._file = -1, ""
 
 
-def read_steps(place: Place, rows_per_file: int) -> npt.NDArray[np.int64]:
+def read_steps(place: Place, rows_per_file: int, committed: int = 0) -> npt.NDArray[np.int64]:
     """Return the steps of all complete rows of a group.
 
     Parameters
@@ -116,18 +119,30 @@ def read_steps(place: Place, rows_per_file: int) -> npt.NDArray[np.int64]:
         Folder of its step column.
     rows_per_file : int
         Rows in a file.
+    committed : int
+        Rows that are there for certain. A file behind them may be absent, which not every bucket
+        admits.
 
     Returns
     -------
     ndarray of int64, shape (n_rows,)
         The longest prefix without a gap.
+
+    Raises
+    ------
+    StoreError
+        If a file cannot be read, or the steps do not rise.
     """
     found: list[npt.NDArray[np.int64]] = []
     while True:
         try:
-            with (place / chunk_key(len(found), 1)).open() as blob:
+            with (place / chunk_key(len(found))).open() as blob:
                 raw = blob.read(0, rows_per_file * 8)
         except FileNotFoundError:
+            break
+        except DeniedError:
+            if len(found) * rows_per_file < committed:
+                raise
             break
         steps = np.frombuffer(raw[: len(raw) // 8 * 8], "<i8")
         behind = np.flatnonzero(steps < 0)

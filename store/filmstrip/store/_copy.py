@@ -28,11 +28,11 @@ from filmstrip.store._blocks import (
 )
 from filmstrip.store._lock import WriterLock
 from filmstrip.store._metadata import ArrayMetadata, Json, group_text, parent_groups, run_attributes
-from filmstrip.store._names import FRAME_KINDS, LOCK, METADATA, RANKS, STATISTICS, STEP, chunk_key
+from filmstrip.store._names import FRAME_KINDS, LOCK, METADATA, RANKS, STATISTICS, STEP
 from filmstrip.store._place import LocalPlace
 from filmstrip.store._publish import translated
 from filmstrip.store._select import Selector, nearest_names, select, slice_steps
-from filmstrip.store._shardlog import EMPTY
+from filmstrip.store._shardlog import DAMAGED_INDEX, EMPTY
 from filmstrip.store._survey import (
     AXIS,
     ArrayState,
@@ -42,7 +42,7 @@ from filmstrip.store._survey import (
     leftovers,
     local_path,
     root_attributes,
-    steps_on_disk,
+    steps_of,
     stores_of,
     survey,
 )
@@ -290,7 +290,7 @@ class _StoreCopy:
                 else:
                     total += sum(
                         block.entry[1]
-                        for shard in _planned(array, plan.rows)
+                        for _, _, shard in _planned(array, plan.rows)
                         for block in shard
                         if block is not None
                     )
@@ -352,14 +352,12 @@ class _StoreCopy:
         reader: BlockReader,
         total: _Total,
     ) -> None:
-        assert array.form is not None
-        assert array.form.layout is not None
         folder = self._target / plan.group.name / array.name
         _files.make_directory(folder)
-        for number, blocks in enumerate(_planned(array, plan.rows)):
+        for name, frames, blocks in _planned(array, plan.rows):
             held = [block for block in blocks if block is not None]
-            total.frames += len(held) // array.form.layout.blocks
-            path = folder / chunk_key(number, len(array.form.shape) + 1)
+            total.frames += frames
+            path = folder / name
             if not held:
                 _files.unlink(path)  # the source was pruned since
                 continue
@@ -386,7 +384,7 @@ class _StoreCopy:
                 if local.size and local[-1] >= len(stored):
                     raise FormatError(str(files[index]), "it is too short")
                 values[here] = stored[local]
-            data, path = values.tobytes(), folder / chunk_key(number, len(form.shape) + 1)
+            data, path = values.tobytes(), folder / form.key(number)
             empty = data == fill * per_file and array.name not in AXIS
             if array.about.get("layer") is not None and plan.group.name in FRAME_KINDS:
                 total.frames += int(
@@ -401,9 +399,7 @@ class _StoreCopy:
 
     def _check_unmoved(self, plan: _GroupPlan) -> None:
         """Raise if a live run took back rows while they were copied."""
-        step = plan.group.arrays[STEP]
-        assert step.form is not None
-        now = steps_on_disk(step.path, step.form.rows)
+        now = steps_of(plan.group.arrays[STEP])
         before = plan.group.steps
         moved = len(now) < len(before) or not np.array_equal(now[: len(before)], before)
         if moved or _attempts((root_attributes(self._source) or self._attributes)["attempts"]) != (
@@ -434,32 +430,46 @@ def _attempts(attempts: list[Json]) -> list[Any]:
     return [[a.get("number"), a.get("host"), a.get("pid"), a.get("time")] for a in attempts]
 
 
-def _planned(array: ArrayState, rows: npt.NDArray[np.int64]) -> Iterator[list[Stored | None]]:
-    """Yield the blocks of every shard of the copy, by slot."""
+def _planned(
+    array: ArrayState, rows: npt.NDArray[np.int64]
+) -> Iterator[tuple[str, int, list[Stored | None]]]:
+    """Yield every shard of the copy: name of its file, frames that begin in it, blocks by slot."""
+    form, files = array.form, array.parts()
+    assert form is not None
+    assert form.layout is not None
+    blocks = form.layout.blocks
+    for number, start in enumerate(range(0, len(rows), form.rows)):
+        some = rows[start : start + form.rows].tolist()
+        there: list[bool] = []
+        for part in range(form.parts):
+            found = list(_stored(array, files, part, some))
+            there = there or [bool(row) for row in found]
+            for row, known, held in zip(some, there, found, strict=True):
+                if known and not held:
+                    path = array.path / form.key(row // form.rows, part)
+                    raise FormatError(str(path), "a part of a frame is missing")
+            slots: list[Stored | None] = []
+            for known, held in zip(there, found, strict=True):
+                slots += held if known else [None] * blocks
+            slots += [None] * (form.layout.slots - len(slots))
+            yield form.key(number, part), 0 if part else sum(there), slots
+
+
+def _stored(
+    array: ArrayState, files: dict[tuple[int, int], Path], part: int, rows: list[int]
+) -> Iterator[list[Stored]]:
+    """Yield the blocks that one part of some rows has; none where there is no frame."""
     assert array.form is not None
     assert array.form.layout is not None
     per_file, blocks = array.form.rows, array.form.layout.blocks
-    files = dict(array.files())
-    size = per_file * blocks
-    slots: list[Stored | None] = []
     last, entries, path = -1, None, Path()
-    for row in rows.tolist():
+    for row in rows:
         index, position = divmod(row, per_file)
         if index != last:
-            last, entries = index, None
-            if index in files:
-                path = files[index]
-                entries = _entries(path, array)
-        if entries is None:
-            slots += [None] * blocks
-        else:
-            some = entries[position * blocks : (position + 1) * blocks]
-            slots += [None if entry[0] == EMPTY else Stored(path, entry) for entry in some]
-        if len(slots) == size:
-            yield slots
-            slots = []
-    if slots:
-        yield slots + [None] * (size - len(slots))
+            path = files.get((index, part), Path())
+            last, entries = index, _entries(path, array) if (index, part) in files else None
+        some = (entries or [])[position * blocks : (position + 1) * blocks]
+        yield [Stored(path, entry) for entry in some if entry[0] != EMPTY]
 
 
 def _entries(path: Path, array: ArrayState) -> list[tuple[int, int]] | None:
@@ -467,7 +477,7 @@ def _entries(path: Path, array: ArrayState) -> list[tuple[int, int]] | None:
     try:
         with ShardFile(path, array.form) as shard:
             if shard.entries is None:
-                raise FormatError(str(path), "its index is damaged; `filmstrip repair` may mend it")
+                raise FormatError(str(path), DAMAGED_INDEX)
             lie = shard.lies()
             if lie:
                 raise FormatError(str(path), f"its index cannot be true: {lie}")
@@ -486,6 +496,5 @@ def _holds(path: Path, array: ArrayState, blocks: list[Stored | None]) -> bool:
 
 
 def _copy_rank_group(source: Path, target: Path, stores: list[Path]) -> None:
-    there = source / RANKS / METADATA
-    if len(stores) > 1 and there.exists():
-        _files.replace(target / RANKS / METADATA, there.read_bytes())
+    if len(stores) > 1 and (source / RANKS / METADATA).exists():
+        _files.replace(target / RANKS / METADATA, group_text({}, {}).encode())

@@ -101,7 +101,7 @@ def create(
 
 def open_or_make(path: Path) -> int:
     """Return a descriptor of a file for reading and writing; it is made where there is none."""
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 
 def rename(source: Path, target: Path) -> None:
@@ -222,7 +222,7 @@ class Descriptors:
             return fd
         if len(self._open) >= self._limit:
             os.close(self._open.popitem(last=False)[1])
-        fd = os.open(path, os.O_RDWR)
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         identity = identity_of(fd)
         if self._known.setdefault(path, identity) != identity and not self.network:
             os.close(fd)  # closed to spare descriptors, and replaced meanwhile

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _NO_STEP = -1
 _INT64, _INT32, _FLOAT64 = struct.Struct("<q"), struct.Struct("<i"), struct.Struct("<d")
-_AXIS_COLUMNS: dict[str, tuple[str, int | None]] = {
+AXIS_COLUMNS: dict[str, tuple[str, int | None]] = {
     STEP: ("int64", _NO_STEP),
     WALL_TIME: ("float64", None),
     SAMPLES: ("int32", 0),
@@ -69,7 +69,7 @@ class GroupWriter:
     def _create(self) -> None:
         _files.remove_tree(self.path)  # what a killed start, or overwriting, left there
         for array in (WALL_TIME, SAMPLES, STEP):
-            dtype, fill = _AXIS_COLUMNS[array]
+            dtype, fill = AXIS_COLUMNS[array]
             form = ArrayForm.column(np.dtype(dtype))
             self.add(array, form, form.document([STEP], {}, fill=fill))
 
@@ -90,7 +90,7 @@ class GroupWriter:
         metadata = ArrayMetadata.of(document)
         if form.layout is not None:
             return StripArray(self.path / name, form, metadata, self._descriptors)
-        fill = _AXIS_COLUMNS.get(name, ("", None))[1]
+        fill = AXIS_COLUMNS.get(name, ("", None))[1]
         raw = None if fill is None else np.array(fill, form.dtype).tobytes()
         return ColumnArray(self.path / name, form, metadata, self._descriptors, fill=raw)
 

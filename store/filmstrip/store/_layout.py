@@ -1,17 +1,20 @@
 """Layout: the only place that decides blocks, shards and slots; (row, block) becomes (file, slot).
 
-A frame is cut into blocks along its leading axes only, so that a block is one contiguous piece of
-memory: it is written without being copied.
+A frame is cut along its leading axes only: into blocks, and, where these are more than the index of
+a file can hold, into parts that have a file each. So both are contiguous in memory, and are written
+without being copied.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 SLOTS = 255  # an index of 255 entries and its checksum fit one 4 KiB page
 BLOCK_BYTES = 4 << 20
 LARGEST_BLOCK = 1 << 30  # blosc refuses 2 GiB
+MOST_PARTS = 1 << 16
 SHARD_BYTES = 64 << 20
 COLUMN_BYTES = 1 << 20
 COLUMN_ROWS = 16_384
@@ -30,7 +33,9 @@ class Layout:
     block : tuple of int
         Shape of a block; its trailing axes are the frame's.
     grid : tuple of int
-        Blocks along each axis of the frame.
+        Blocks along each axis of a part of the frame: of what one shard file holds of it.
+    files : tuple of int
+        Parts along each axis of the frame; nearly always one.
     rows : int
         Rows in one shard file.
     """
@@ -38,11 +43,30 @@ class Layout:
     shape: tuple[int, ...]
     block: tuple[int, ...]
     grid: tuple[int, ...]
+    files: tuple[int, ...]
     rows: int
 
     @property
+    def parts(self) -> int:
+        """Shard files that one row lies in."""
+        return math.prod(self.files)
+
+    def position(self, part: int) -> tuple[int, ...]:
+        """Return where a part, counted in C order, stands among the parts of a frame."""
+        along = list[int]()
+        for count in reversed(self.files):
+            part, at = divmod(part, count)
+            along.insert(0, at)
+        return tuple(along)
+
+    def box(self, part: int) -> list[tuple[int, int]]:
+        """Return where a part begins and ends along each axis of the frame, filled up or not."""
+        extents = self.shard[1:]
+        return [(p * e, (p + 1) * e) for p, e in zip(self.position(part), extents, strict=True)]
+
+    @property
     def blocks(self) -> int:
-        """Blocks of one row."""
+        """Blocks of one row in one shard file."""
         return math.prod(self.grid)
 
     @property
@@ -52,8 +76,13 @@ class Layout:
 
     @property
     def shard(self) -> tuple[int, ...]:
-        """Shape of a shard: rows, then the frame rounded up to whole blocks."""
+        """Shape of a shard: rows, then a part of the frame rounded up to whole blocks."""
         return (self.rows, *(b * g for b, g in zip(self.block, self.grid, strict=True)))
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """Blocks along each axis of the frame."""
+        return tuple(g * f for g, f in zip(self.grid, self.files, strict=True))
 
 
 def lay_out(shape: tuple[int, ...], itemsize: int, block: tuple[int, ...] | None = None) -> Layout:
@@ -76,7 +105,7 @@ def lay_out(shape: tuple[int, ...], itemsize: int, block: tuple[int, ...] | None
     Raises
     ------
     ValueError
-        If one row needs more than 255 blocks of 1 GiB.
+        If a frame is larger than any machine's memory.
 
     Examples
     --------
@@ -87,17 +116,39 @@ def lay_out(shape: tuple[int, ...], itemsize: int, block: tuple[int, ...] | None
     """
     extents = tuple(max(1, length) for length in shape)  # an axis of length 0 has chunks of 1
     chosen = block or _block(extents, itemsize)
-    blocks = _blocks(extents, chosen)
-    if blocks > SLOTS:
-        raise ValueError(f"frames of shape {shape} are too large: {blocks} blocks, at most {SLOTS}")
-    grid = tuple(-(-extent // length) for extent, length in zip(extents, chosen, strict=True))
+    whole = times(extents, chosen)
+    grid = _cut(whole, 1, SLOTS, dividing=True)
+    files = times(whole, grid)
+    if math.prod(files) > MOST_PARTS:
+        raise ValueError(f"frames of shape {shape} are too large for any file system")
     frame_bytes = math.prod(extents) * itemsize
-    rows = max(1, min(SHARD_BYTES // frame_bytes, SLOTS // blocks))
-    return Layout(shape, chosen, grid, rows)
+    rows = max(1, min(SHARD_BYTES // frame_bytes, SLOTS // math.prod(grid)))
+    return Layout(shape, chosen, grid, files, rows)
 
 
-def _blocks(extents: tuple[int, ...], block: tuple[int, ...]) -> int:
-    return math.prod(-(-extent // length) for extent, length in zip(extents, block, strict=True))
+def times(extents: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...]:
+    """Return how often lengths fit extents, rounded up, along each axis; once at least.
+
+    Examples
+    --------
+    >>> times((7, 0, 4), (3, 1, 4))
+    (3, 1, 1)
+    """
+    return tuple(-(-max(1, e) // n) for e, n in zip(extents, lengths, strict=True))
+
+
+def together(layout: Layout, itemsize: int) -> tuple[int, ...]:
+    """Return the shape of what is best read at once of a frame: whole blocks, of 64 MiB at most.
+
+    Examples
+    --------
+    >>> together(lay_out((64, 28, 28), 4), 4), together(lay_out((1024, 1024, 256), 4), 4)
+    ((64, 28, 28), (64, 1024, 256))
+    """
+    block_bytes = math.prod(layout.block) * itemsize
+    grid = _cut(layout.whole, block_bytes, max(SHARD_BYTES, block_bytes), dividing=False)
+    extents = (g * b for g, b in zip(grid, layout.block, strict=True))
+    return tuple(min(e, n) for e, n in zip(extents, layout.shape, strict=True))
 
 
 def _block(extents: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
@@ -106,7 +157,7 @@ def _block(extents: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     while True:
         for dividing in (True, False):
             block = _cut(extents, itemsize, largest, dividing=dividing)
-            if _blocks(extents, block) <= SLOTS:
+            if math.prod(times(extents, block)) <= SLOTS:
                 return block
         if largest == LARGEST_BLOCK:
             return block

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from filmstrip.store._layout import together
 from filmstrip.store._summary import DERIVED, STATISTICS, derive
 
 if TYPE_CHECKING:
@@ -59,13 +60,21 @@ def to_dask(strip: Strip) -> dask.array.Array:
     except ImportError as error:
         raise ImportError("to_dask needs dask: pip install 'filmstrip[render]'") from error
     reader = StepReader(strip)
-    # A part of a shard at most, so that one step never costs a whole one.
-    together = min(_CHUNK_BYTES // max(1, strip.nbytes), strip.rows_per_shard // 4)
-    chunks = (max(1, together), *strip.shape)
+    # Some steps of a shard at most, so that one step never costs a whole one.
+    steps = min(_CHUNK_BYTES // max(1, strip.nbytes), strip.rows_per_shard // 4)
+    chunks = (max(1, steps), *_read_together(strip))
     array: dask.array.Array = dask.array.from_array(  # type: ignore[no-untyped-call]
         reader, chunks=chunks, asarray=False, fancy=False, name=False
     )
     return array
+
+
+def _read_together(strip: Strip) -> tuple[int, ...]:
+    """Return the shape of what a task reads of a frame: all of it, unless it is large."""
+    layout = strip.pieces[0].form.layout
+    if layout is None or layout.shape != strip.shape:
+        return strip.shape
+    return together(layout, strip.dtype.itemsize)
 
 
 def strip_to_xarray(strip: Strip) -> xarray.DataArray:

@@ -149,14 +149,7 @@ class WriterLock:
 
     def _there(self) -> bytes | None:
         """Return the record under the lock's name, by a fresh look at it; None when it is gone."""
-        try:
-            fd = os.open(self._path, os.O_RDONLY)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        try:
-            return os.pread(fd, _LENGTH, 0)
-        finally:
-            os.close(fd)
+        return _read(self._path)
 
     def _write(self) -> None:
         with self._writing:
@@ -225,10 +218,57 @@ class WriterLock:
                 self._fd = -1
 
 
+def writer_lives(store: Path | None, pid: int) -> bool:
+    """Return whether a writer on this host is still there, as far as that can be seen.
+
+    Parameters
+    ----------
+    store : Path or None
+        What it wrote to: the record of its lock tells it from a later process of the same number.
+        None where that cannot be read.
+    pid : int
+        Its process number.
+    """
+    record: Record = {}
+    with contextlib.suppress(OSError):
+        record = _parsed((store and _read(store / LOCK)) or b"")
+    if "pid" not in record:
+        return _runs(pid)
+    here = _here()
+    if record.get("released") or record["pid"] != pid or record.get("boot") != here["boot"]:
+        return False  # it let go, or another one has the store, or the machine was started since
+    if record.get("pid_namespace") != here["pid_namespace"]:
+        return True  # its number means nothing here
+    start = record.get("start")
+    return _runs(pid) if start is None else _start_of(pid) == start
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _read(path: Path) -> bytes | None:
+    """Return the record in a lock's file, None when it is gone."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return os.pread(fd, _LENGTH, 0)
+    finally:
+        os.close(fd)
+
+
 def _parsed(raw: bytes) -> Record:
     try:
         record = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -251,8 +291,10 @@ def _here() -> Record:
     return here
 
 
-def _start_of(pid: int) -> str | None:
+def _start_of(pid: object) -> str | None:
     """Return when a process began, as the kernel counts it; None when there is none."""
+    if not isinstance(pid, int):  # a record may say anything
+        return None
     try:
         described = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

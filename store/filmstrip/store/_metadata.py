@@ -35,6 +35,7 @@ _OF_RUNS: dict[str, tuple[type, ...]] = {
     "created": (int, float),
     "rank": (int,),
     "world_size": (int,),
+    "writers": (list,),
     "groups": (list,),
     "attempts": (list,),
     "metadata": (dict,),
@@ -148,7 +149,7 @@ def read_json(place: Place) -> Json | None:
     if raw is None:
         return None
     try:
-        document = json.loads(raw)
+        document = json.loads(raw.decode())  # json itself lets half a character pass
         if (
             b"\\ud" in raw or b"\\uD" in raw
         ):  # half a character is in no name, and cannot be printed
@@ -261,15 +262,21 @@ def run_attributes(place: Place, file: MetadataFile | None = None) -> Json:
     if not isinstance(version, int) or version > FORMAT:
         reason = f"it has format {version}, this filmstrip reads up to {FORMAT}; upgrade it"
         raise FormatError(str(place), reason)
-    _check_root(place, attributes)
+    check_root(place, attributes)
     return attributes
 
 
-def _check_root(place: Place, attributes: Json) -> None:
+def check_root(place: Place, attributes: Json) -> None:
+    """Raise FormatError unless all that a run's root says of it is what it must be."""
     needed = ("run_id", "created", "groups", "attempts")
     odd = _odd(attributes, _OF_RUNS, needed)
     if odd is None and attributes.get("world_size", 1) == 0:
         odd = "world_size"
+    world = range(attributes.get("world_size", 1))
+    if odd is None and not all(
+        type(n) is int and n in world for n in attributes.get("writers", ())
+    ):
+        odd = "writers"
     if odd is not None:
         raise FormatError(str(place), f"its {odd} is {_shown(attributes.get(odd))}")
     for group in attributes["groups"]:

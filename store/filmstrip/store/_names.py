@@ -105,21 +105,27 @@ def statistics_group(kind: str) -> str:
     return f"{STATISTICS}/{kind}"
 
 
-def chunk_key(index: int, ndim: int) -> str:
-    """Return the file name of the shard or chunk that is ``index``-th along the step axis.
+def chunk_key(*position: int) -> str:
+    """Return the file name of the shard or chunk at a position, whose first is along the steps.
 
     Examples
     --------
-    >>> chunk_key(3, 4)
+    >>> chunk_key(3, 0, 0, 0)
     'c.3.0.0.0'
     """
-    return ".".join(("c", str(index), *(("0",) * (ndim - 1))))
+    return ".".join(("c", *map(str, position)))
 
 
-def chunk_index(key: str) -> int | None:
-    """Return the position along the step axis of a chunk's file, None for other files."""
-    match = re.fullmatch(r"c\.(\d+)(\.\d+)*", key)
-    return int(match[1]) if match else None
+def chunk_position(key: str) -> tuple[int, ...] | None:
+    """Return the position of a chunk's file, None for other files.
+
+    Examples
+    --------
+    >>> chunk_position("c.3.0.0.0"), chunk_position("zarr.json")
+    ((3, 0, 0, 0), None)
+    """
+    match = re.fullmatch(r"c((?:\.(?:0|[1-9][0-9]{0,17}))+)", key)
+    return tuple(map(int, match[1][1:].split("."))) if match else None
 
 
 def dimension_names(array: str, ndim: int) -> list[str]:

@@ -174,7 +174,8 @@ class Assembly:
             raise FormatError(first.where, f"no pieces like these make up a frame of {self.shape}")
         for piece in self.pieces:
             same = len(piece.shape) == len(self.shape) and piece.form.dtype == first.form.dtype
-            if not same or piece.global_shape not in (None, self.shape):
+            fits = not self.joined or piece.shape[1:] == first.shape[1:]
+            if not (same and fits) or piece.global_shape not in (None, self.shape):
                 raise FormatError(
                     piece.where,
                     f"{piece!r} does not belong to a frame of {self.shape}",

@@ -19,7 +19,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from filmstrip.store.errors import FormatError, StoreError
+from filmstrip.store.errors import DeniedError, FormatError, StoreError
 
 METADATA_BYTES = 64 << 20
 """Most that a zarr.json may have, for some 60,000 arrays; parsed, it takes ten times as much."""
@@ -267,12 +267,14 @@ class RemotePlace(Place):
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         """Make one line of every failure but that of what is not there."""
-        from obstore.exceptions import BaseError
+        from obstore.exceptions import BaseError, PermissionDeniedError
 
         try:
             yield
         except FileNotFoundError:
             raise
+        except PermissionDeniedError as error:
+            raise DeniedError(str(self)) from error
         except BaseError as error:
             raise StoreError(f"{self} cannot be read: {_first_line(error)}") from error
 
@@ -319,7 +321,10 @@ class RemotePlace(Place):
         yield _Object(self, head["size"])
 
     def exists(self) -> bool:
-        return self._head() is not None
+        try:
+            return self._head() is not None
+        except DeniedError:
+            return False
 
 
 def _first_line(error: Exception) -> str:
@@ -348,7 +353,13 @@ def place_of(run: str | os.PathLike[str]) -> Place:
     """
     location = os.fspath(run)
     if location.startswith("file://"):
-        location = location.removeprefix("file://")
+        host, slash, path = location.removeprefix("file://").partition("/")
+        if host not in ("", "localhost"):
+            raise StoreError(
+                f"{location} names the host {host!r}; a path on this machine is file:///{path}, "
+                "and a relative one is given without file://"
+            )
+        location = slash + path
     if "://" not in location:
         return LocalPlace(Path(location).absolute())  # a script may change its folder later
     try:

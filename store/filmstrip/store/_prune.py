@@ -10,6 +10,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +18,12 @@ import numpy.typing as npt
 from filmstrip.store import _files
 from filmstrip.store._blocks import BlockReader, ShardFile, Stored, aligned, write_shard
 from filmstrip.store._lock import WriterLock
-from filmstrip.store._metadata import ArrayMetadata, Json, group_text, run_attributes
+from filmstrip.store._metadata import ArrayMetadata, group_text, run_attributes
 from filmstrip.store._names import FRAME_KINDS, METADATA
 from filmstrip.store._place import LocalPlace
 from filmstrip.store._publish import translated
 from filmstrip.store._select import Selector, nearest_names, select
-from filmstrip.store._shardlog import EMPTY
+from filmstrip.store._shardlog import DAMAGED_INDEX, EMPTY
 from filmstrip.store._survey import (
     ArrayState,
     GroupState,
@@ -175,12 +176,12 @@ def prune(
             where = f"{kind} in {path.name}"
             raise LayerNotFoundError(shown, where, nearest_names(shown, names))
         plans = [plan for group in groups.values() for plan in _plans(group, chosen, rule)]
-        if not dry_run:
-            for plan in plans:
-                plan.carry_out()
-            for store, group in groups.items():
-                if rule.everything:
-                    _vanish(store, group, chosen)
+        vanishing = [
+            _Vanishing(store, group, chosen)
+            for store, group in (groups.items() if rule.everything else ())
+        ]
+        for act in () if dry_run else (*plans, *vanishing):
+            act.carry_out()
     return Pruned(
         frames=sum(plan.frames for plan in plans),
         bytes=sum(plan.bytes for plan in plans),
@@ -195,8 +196,9 @@ def _kinds(path: Path) -> list[str]:
 
 def _plans(group: GroupState, layers: list[str], rule: _Rule) -> list[_ShardPlan | _ColumnPlan]:
     """Return what every file of a group loses; nothing is changed yet."""
-    if group.damaged:
-        raise FormatError(str(group.path), f"{group.damaged}; see `filmstrip check`")
+    wrong = group.damaged or ("" if group.told else "how many rows are committed is lost")
+    if wrong:
+        raise FormatError(str(group.path), f"{wrong}; see `filmstrip check`")
     plans: list[_ShardPlan | _ColumnPlan] = []
     for layer, array in group.layers.items():
         if layer in layers:
@@ -209,19 +211,29 @@ def _array_plans(
 ) -> list[_ShardPlan | _ColumnPlan]:
     if array.form is None:
         raise FormatError(str(array.path), "no description of it can be understood")
-    per_file, files = array.form.rows, array.files()
-    present = [(file, _present(file, array, group.rows - i * per_file)) for i, file in files]
+    if array.linked:
+        raise FormatError(str(array.path), "it is a link, which is not followed")
+    per_file, files = array.form.rows, array.parts()
+    present = {
+        where: _present(file, array, group.rows - where[0] * per_file)
+        for where, file in files.items()
+    }
     rows = [
         index * per_file + position
-        for (index, _), (_, positions) in zip(files, present, strict=True)
+        for (index, part), positions in present.items()
         for position in positions
+        if part == 0
     ]
     taken = dict(zip(rows, rule.taken(group.steps[rows]).tolist(), strict=True))
     plans: list[_ShardPlan | _ColumnPlan] = []
-    for (index, _), (file, positions) in zip(files, present, strict=True):
-        lost = [p for p in positions if taken[index * per_file + p]]
+    for (index, part), positions in present.items():
+        # Without the first part a frame is not there: pruning was cut short.
+        lost = [p for p in positions if taken.get(index * per_file + p, True)]
         make = _ColumnPlan if array.form.layout is None else _ShardPlan
-        plans.append(make(file, array, lost, len(positions) - len(lost)))
+        plan = make(files[index, part], array, lost, len(positions) - len(lost))
+        if part:
+            plan.frames = plan.kept = 0
+        plans.append(plan)
     return plans
 
 
@@ -235,7 +247,7 @@ def _present(file: Path, array: ArrayState, rows: int) -> list[int]:
         return [int(position) for position in np.flatnonzero(there)]
     with ShardFile(file, array.form) as shard:
         if shard.entries is None:
-            raise FormatError(str(file), "its index is damaged; `filmstrip repair` may mend it")
+            raise FormatError(str(file), DAMAGED_INDEX)
         lie = shard.lies()
         if lie:
             raise FormatError(str(file), f"its index cannot be true: {lie}")
@@ -298,30 +310,40 @@ class _ColumnPlan:
         _files.replace(self._file, stored.tobytes(), fsync=True)
 
 
-def _vanish(store: Path, group: GroupState, layers: list[str]) -> None:
-    """Take layers, whose frames are gone, out of the metadata; then remove their folders."""
-    gone = [array for layer, array in group.layers.items() if layer in layers]
-    names = {array.name for array in gone}
-    members: dict[str, str] = {}
-    for name, array in group.arrays.items():
-        if name not in names and array.document is not None:
-            members[name] = ArrayMetadata.of(array.document).text(group.published)
-    root = dict(run_attributes(LocalPlace(store)))
-    _files.replace(
-        group.path / METADATA, group_text(group.attributes or {}, members).encode(), fsync=True
-    )
-    below = {  # in the order that it has
-        key: _text(document)
-        for key, document in members_of_root(store).items()
-        if key not in {f"{group.name}/{name}" for name in names}
-    }
-    _files.replace(store / METADATA, group_text(root, below).encode(), fsync=True)
-    for array in gone:
-        _files.remove_tree(array.path)
+class _Vanishing:
+    """What a group and its root say once layers are gone; decided before anything is changed."""
+
+    def __init__(self, store: Path, group: GroupState, layers: list[str]) -> None:
+        self._gone = [array for layer, array in group.layers.items() if layer in layers]
+        names = {array.name for array in self._gone}
+        members = {
+            name: ArrayMetadata.of(array.document).text(group.published)
+            for name, array in group.arrays.items()
+            if name not in names and array.document is not None
+        }
+        below = {  # in the order that it has
+            key: _text(document, store)
+            for key, document in members_of_root(store).items()
+            if key not in {f"{group.name}/{name}" for name in names}
+        }
+        self._texts = {
+            group.path: group_text(group.attributes or {}, members),
+            store: group_text(dict(run_attributes(LocalPlace(store))), below),
+        }
+
+    def carry_out(self) -> None:
+        """Take layers, whose frames are gone, out of the metadata; then remove their folders."""
+        for folder, text in self._texts.items():
+            _files.replace(folder / METADATA, text.encode(), fsync=True)
+        for array in self._gone:
+            _files.remove_tree(array.path)
 
 
-def _text(document: Json) -> str:
+def _text(document: Any, store: Path) -> str:
     """Return one member of consolidated metadata as it is written."""
-    if document.get("node_type") == "array":
-        return ArrayMetadata.of(document).text(document["shape"][0])
-    return group_text((document.get("attributes") or {}).get("filmstrip", {}), {})
+    try:
+        if document.get("node_type") == "array":
+            return ArrayMetadata.of(document).text(document["shape"][0])
+        return group_text((document.get("attributes") or {}).get("filmstrip", {}), {})
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise FormatError(str(store / METADATA), "it is damaged; see `filmstrip check`") from error

@@ -16,18 +16,32 @@ import numpy.typing as npt
 from filmstrip.store._arrays import ArrayForm
 from filmstrip.store._codec import ChecksumError
 from filmstrip.store._frame import fill_value
+from filmstrip.store._layout import Layout
 from filmstrip.store._metadata import Json
-from filmstrip.store._names import chunk_key
 from filmstrip.store._place import Blob, LocalPlace, Place
-from filmstrip.store._shardlog import EMPTY, index_bytes, parse_index
+from filmstrip.store._shardlog import DAMAGED_INDEX, EMPTY, index_bytes, parse_index
 from filmstrip.store.errors import FormatError, StoreError
 
 _TRIES = 4
+_SMALL = 16 << 10
+"""Bytes of a block up to which blocks that lie close together are read at once."""
+_GAPS = 4
+"""How many times more rows than are wanted may lie between them."""
 T = TypeVar("T")
 Entries = list[tuple[int, int]]
 Rows = npt.NDArray[np.int64]
+Box = Sequence[tuple[int, int]]
+"""Where something begins and ends along each axis."""
 Index = Any
 """Whatever numpy takes as an index."""
+
+
+class _DamagedIndexError(FormatError):
+    """Raised when nobody can tell which rows a shard holds."""
+
+
+class _TornIndexError(ChecksumError):
+    """Raised when an index is not whole at this moment."""
 
 
 class ArrayReader:
@@ -51,7 +65,6 @@ class ArrayReader:
         if isinstance(place, LocalPlace):
             place.check_inside()
         self._place = place
-        self._ndim = len(self.form.shape) + 1
 
     def present(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Return which rows hold something.
@@ -64,7 +77,8 @@ class ArrayReader:
         Returns
         -------
         ndarray of bool, shape (n_rows,)
-            True where a frame was written.
+            True where a frame was written, by its first part, and where that cannot be told, since
+            the index of the shard is damaged: whoever reads such a row is told so.
         """
         if self.form.layout is None:
             return self._present_in_column(rows)
@@ -72,7 +86,11 @@ class ArrayReader:
             return np.ones(len(rows), bool)
         found = np.zeros(len(rows), bool)
         for shard, where in _by_file(rows, self.form.rows):
-            entries = self._index(shard)
+            try:
+                entries = self._index(shard)
+            except _DamagedIndexError:
+                found[where] = True
+                continue
             if entries is not None:
                 first = (rows[where] - shard * self.form.rows) * self.form.layout.blocks
                 found[where] = [entries[slot][0] != EMPTY for slot in first]
@@ -115,7 +133,8 @@ class ArrayReader:
         if out.size:
             for shard, where in _by_file(rows, self.form.rows):
                 local = rows[where] - shard * self.form.rows
-                self._read_shard(shard, local, box, out[where])
+                for part in _touched(self.form.layout, box):
+                    self._read_part(shard, part, local, box, out[where])
         return indexed(out, inside)
 
     def last_present(self, rows: int, count: int) -> Rows:
@@ -145,7 +164,7 @@ class ArrayReader:
     def _column(self, rows: Rows, index: Index = ()) -> npt.NDArray[Any]:
         out = room((len(rows), *self.form.shape), self.form.dtype)
         for chunk, where in _by_file(rows, self.form.rows):
-            place = self._place / chunk_key(chunk, self._ndim)
+            place = self._place / self.form.key(chunk)
             local = rows[where] - chunk * self.form.rows
             try:
                 with place.open() as blob:
@@ -163,59 +182,106 @@ class ArrayReader:
 
     def _index(self, shard: int) -> Entries | None:
         """Return offset and length of every slot of a shard, None when there is no file."""
-        return self._retried(shard, self._read_index)
+        return self._retried(self.form.key(shard), self._read_index)
 
     def _read_index(self, blob: Blob) -> Entries:
         assert self.form.layout is not None
         length, size = index_bytes(self.form.layout.slots), blob.size
         raw = blob.read(max(0, size - length), length)
         if len(raw) != length:
-            raise ChecksumError
-        return parse_index(raw)
+            raise _TornIndexError
+        try:
+            return parse_index(raw)
+        except ChecksumError:
+            raise _TornIndexError from None
 
-    def _retried(self, shard: int, read: Callable[[Blob], T]) -> T | None:
-        place = self._place / chunk_key(shard, self._ndim)
+    def _retried(self, name: str, read: Callable[[Blob], T]) -> T | None:
+        place = self._place / name
+        torn = False
         for _ in range(_TRIES):
             try:
                 with place.open() as blob:
                     return read(blob)
             except FileNotFoundError:
                 return None
-            except ChecksumError:
-                continue
+            except ChecksumError as error:
+                torn = isinstance(error, _TornIndexError)
+        if torn:
+            raise _DamagedIndexError(str(place), DAMAGED_INDEX)
         raise FormatError(str(place), "a checksum does not fit")
 
-    def _read_shard(
-        self, shard: int, rows: Rows, box: Sequence[tuple[int, int]], out: npt.NDArray[Any]
+    def _read_part(
+        self, shard: int, part: int, rows: Rows, box: Box, out: npt.NDArray[Any]
     ) -> None:
-        def read(blob: Blob) -> bool:
-            entries = self._read_index(blob)
-            for number, row in enumerate(rows.tolist()):
-                # The ellipsis makes a view of a number, too.
-                self._read_row(blob, entries, row, box, out[number, ...])
-            return True
+        """Fill what a box has of one part of the frames of some rows of a shard."""
+        layout = self.form.layout
+        assert layout is not None
+        whole = layout.box(part)
+        common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, whole, strict=True)]
+        inside = [(a - c, b - c) for (a, b), (c, _) in zip(common, whole, strict=True)]
+        here = [slice(a - c, b - c) for (a, b), (c, _) in zip(common, box, strict=True)]
+        target = out[(slice(None), *here)]
+        # Calls for each of many small rows would cost more than the bytes between them.
+        together = (
+            layout.blocks == 1
+            and len(rows) > 1
+            and _GAPS * len(rows) > rows[-1] - rows[0]
+            and target.shape[1:] == layout.shard[1:]
+            and self.form.codec.compressor == "none"
+            and target[0].nbytes <= _SMALL
+        )
 
-        if self._retried(shard, read) is None:
-            out[...] = fill_value(self.form.dtype)
+        def read(blob: Blob) -> list[bool]:
+            entries = self._read_index(blob)
+            if together:
+                return self._read_together(blob, [entries[row] for row in rows.tolist()], target)
+            return [  # the ellipsis makes a view of a number, too
+                self._read_row(blob, entries, row, inside, target[number, ...])
+                for number, row in enumerate(rows.tolist())
+            ]
+
+        name = self.form.key(shard, part)
+        held = np.array(self._retried(name, read) or [False] * len(rows))
+        if self.form.parts > 1:
+            there = self.present(shard * self.form.rows + rows)
+            if (there & ~held).any():
+                raise FormatError(str(self._place / name), "a part of a frame is missing")
+            held = there
+        target[~held] = fill_value(self.form.dtype)
+
+    def _read_together(self, blob: Blob, entries: Entries, target: npt.NDArray[Any]) -> list[bool]:
+        """Fill rows of one small raw block each from a single read; return which are there."""
+        codec, there = self.form.codec, [entry for entry in entries if entry[0] != EMPTY]
+        start = min((offset for offset, _ in there), default=0)
+        stop = max((offset + length for offset, length in there), default=0)
+        if stop - start > _GAPS * len(entries) * codec.bound(_SMALL):
+            raise ChecksumError
+        stored = np.frombuffer(blob.read(start, stop - start), np.uint8)
+        if len(stored) != stop - start:
+            raise ChecksumError
+        for number, (offset, length) in enumerate(entries):
+            if offset != EMPTY:
+                codec.decode(stored[offset - start : offset - start + length], target[number, ...])
+        return [offset != EMPTY for offset, _ in entries]
 
     def _read_row(
         self,
         blob: Blob,
         entries: Entries,
         row: int,
-        box: Sequence[tuple[int, int]],
+        box: Box,
         target: npt.NDArray[Any],
-    ) -> None:
+    ) -> bool:
+        """Fill what a box has of a row in one shard file; return whether the row is there."""
         layout = self.form.layout
         assert layout is not None
         first = row * layout.blocks
         if entries[first][0] == EMPTY:
-            target[...] = fill_value(self.form.dtype)
-            return
+            return False
         if target.shape == layout.shard[1:]:  # whole blocks only: they are pieces of the flat frame
             for number, piece in enumerate(target.reshape(layout.blocks, -1)):
                 self._read_block(blob, entries[first + number], piece)
-            return
+            return True
         low = [start // length for (start, _), length in zip(box, layout.block, strict=True)]
         high = [-(-stop // length) for (_, stop), length in zip(box, layout.block, strict=True)]
         extents = [(h - lo) * length for lo, h, length in zip(low, high, layout.block, strict=True)]
@@ -233,6 +299,7 @@ class ArrayReader:
             for (start, stop), lo, length in zip(box, low, layout.block, strict=True)
         ]
         target[...] = region[tuple(crop)]
+        return True
 
     def _read_block(self, blob: Blob, entry: tuple[int, int], out: npt.NDArray[Any]) -> None:
         offset, length = entry
@@ -242,6 +309,16 @@ class ArrayReader:
         if len(stored) != length:
             raise ChecksumError
         self.form.codec.decode(np.frombuffer(stored, np.uint8), out)
+
+
+def _touched(layout: Layout, box: Box) -> Iterator[int]:
+    """Yield the parts of a frame that have something of a box."""
+    spans = [
+        range(low // extent, -(-high // extent))
+        for (low, high), extent in zip(box, layout.shard[1:], strict=True)
+    ]
+    for position in itertools.product(*spans):
+        yield int(np.ravel_multi_index(position, layout.files)) if position else 0
 
 
 def _by_file(rows: Rows, per_file: int) -> Iterator[tuple[int, slice]]:

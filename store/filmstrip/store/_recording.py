@@ -36,6 +36,8 @@ class RunWriter:
     ----------
     path : Path
         The store.
+    run_id : str
+        Identity of the run.
     attempt : int
         How often somebody attached to the run, this time included; from 1.
     rewound : tuple of int or None
@@ -53,6 +55,7 @@ class RunWriter:
         fsync: bool,
     ) -> None:
         self.path = path
+        self.run_id = str(attributes["run_id"])
         self.attempt = len(attributes["attempts"]) + 1
         self.rewound: tuple[int, int, int] | None = None
         self._compression = compression
@@ -100,6 +103,34 @@ class RunWriter:
         for group in groups:
             group.truncate()
         _files.sweep(self.path)
+
+    def rewind(self, step: int) -> None:
+        """Take back every row at or behind a step, before anything else is written.
+
+        Parameters
+        ----------
+        step : int
+            First step that will be written.
+
+        Raises
+        ------
+        StoreError
+            If something was written since attach, or the run is closed.
+        StoreWriteError
+            If that could not be written.
+        """
+        with self._publisher.lock, translated(self.path):
+            self._publisher.check_open()
+            if all(group.last_step < step for group in self._publisher.groups.values()):
+                return
+            if self._kinds or self._statistics or self._scalars:
+                raise StoreError(
+                    f"{self.path} cannot go back to step {step}: something was written to it "
+                    f"meanwhile; give first_step when it is opened"
+                )
+            self._rewind(step)
+            self._publisher.attributes["attempts"][-1]["first_step"] = step
+            self._publisher.publish_root()
 
     def writer(self, kind: str, specs: Mapping[str, FrameSpec]) -> KindWriter:
         """Return the writer of a kind, with room for more layers.

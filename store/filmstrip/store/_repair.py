@@ -19,35 +19,40 @@ import numpy as np
 
 from filmstrip.store import _files
 from filmstrip.store._arrays import ArrayForm, ColumnArray
-from filmstrip.store._blocks import ShardFile
+from filmstrip.store._blocks import ShardFile, incomplete
+from filmstrip.store._group import AXIS_COLUMNS
 from filmstrip.store._lock import WriterLock
-from filmstrip.store._metadata import FORMAT, ArrayMetadata, Json, group_text, parent_groups
-from filmstrip.store._names import METADATA, RANKS, SAMPLES, STEP, WALL_TIME
+from filmstrip.store._metadata import (
+    FORMAT,
+    ArrayMetadata,
+    Json,
+    check_root,
+    group_text,
+    parent_groups,
+)
+from filmstrip.store._names import METADATA, RANKS, STEP, WALL_TIME, chunk_position
+from filmstrip.store._place import LocalPlace
 from filmstrip.store._publish import translated
 from filmstrip.store._shardlog import EMPTY, ShardLog, packed_index
 from filmstrip.store._summary import STATISTICS
 from filmstrip.store._survey import (
     AXIS,
     DAMAGED,
-    KNOWN_GROUPS,
     ArrayState,
     GroupState,
     column_file,
     fill_of,
+    is_bare,
     leftovers,
-    local_path,
+    local_stores,
     members_of_root,
+    remembered,
     root_attributes,
-    steps_on_disk,
-    stores_of,
+    steps_of,
     survey,
+    unfinished,
 )
-
-_AXIS_FORMS: dict[str, tuple[str, int | None]] = {
-    STEP: ("int64", -1),
-    WALL_TIME: ("float64", None),
-    SAMPLES: ("int32", 0),
-}
+from filmstrip.store.errors import FormatError, StoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +117,9 @@ def repair(run: str | os.PathLike[str], *, set_aside: bool = False) -> list[Repa
     >>> repair(f"{folder}/run.zarr")
     []
     """
-    path = local_path(run)
+    path, stores = local_stores(run)
     report: list[Repair] = []
     with contextlib.ExitStack() as stack, translated(path):
-        stores = stores_of(path)
         for store in stores:  # all of them, before anything is changed
             lock = WriterLock(store)
             stack.callback(lock.release)
@@ -153,7 +157,8 @@ class _Repairing:
         root = root_attributes(self._store)
         groups = survey(self._store)
         for name, group in groups.items():
-            if root is not None and name not in root["groups"] and _empty(group):
+            unnamed = root is not None and name not in root["groups"]
+            if unnamed and not group.rows and is_bare(group.path):
                 # Rows come only after the root names the group.
                 _files.remove_tree(group.path)
                 self._say(group.path, "removed a group that was never finished")
@@ -161,6 +166,10 @@ class _Repairing:
                 self._say(group.path, "the group is gone", done=False)
             else:
                 self._group(group)
+        there = {name: group for name, group in groups.items() if group.path.is_dir()}
+        for folder in list(unfinished(self._store, there)):
+            _files.remove_tree(folder)
+            self._say(folder, "removed what a killed process began")
         self._publish(root, groups)
 
     def _group(self, group: GroupState) -> None:
@@ -168,6 +177,8 @@ class _Repairing:
         if group.damaged:
             # How many rows there are is not known: nothing may be cut, or set.
             self._say(group.path, group.damaged, done=False)
+            if not group.told:  # written now, metadata would say what nobody knows
+                return
             rows = group.published
         else:
             rows = group.rows
@@ -182,7 +193,11 @@ class _Repairing:
             if array.document is not None and array.form is not None:
                 metadata = ArrayMetadata.of(array.document)
                 texts[name] = metadata.text(rows)
-                if array.own is None or not group.damaged:
+                if (
+                    array.path.is_dir()
+                    and not array.linked
+                    and (array.own is None or not group.damaged)
+                ):
                     self._write(array.path / METADATA, texts[name])
         self._attributes[group.name] = self._described(group)
         self._members[group.name] = texts
@@ -191,10 +206,12 @@ class _Repairing:
     def _write(self, path: Path, text: str) -> None:
         """Put metadata in place where they differ from what is there."""
         data = text.encode()
-        try:
-            before: bytes | None = path.read_bytes()
-        except OSError:
-            before = None
+        if path.is_dir():
+            self._say(path, "it is a folder, where metadata belong", done=False)
+            return
+        before: bytes | None = None
+        with contextlib.suppress(StoreError):
+            before = LocalPlace(path).read()
         if before != data:
             _files.make_directory(path.parent)
             _files.replace(path, data)
@@ -205,50 +222,66 @@ class _Repairing:
         for name in AXIS:
             array = group.arrays.get(name)
             if array is None or array.form is None:
-                dtype, fill = _AXIS_FORMS[name]
+                dtype, fill = AXIS_COLUMNS[name]
                 form = ArrayForm.column(np.dtype(dtype).newbyteorder("<"))
                 document = form.document([STEP], {}, fill=fill)
                 group.arrays[name] = ArrayState(name, group.path / name, None, document, document)
                 self._say(group.path / name, "its description was lost, and is made anew")
         if not group.rows:
-            step = group.arrays[STEP]
-            assert step.form is not None
-            group.steps = steps_on_disk(step.path, step.form.rows)
+            group.steps = steps_of(group.arrays[STEP])
         for name, array in list(group.arrays.items()):
             if array.form is None:
                 what = "no description of it can be understood"
                 self._say(array.path, what, done=False)
-            elif group.whole and array.grouped is None and not array.files():
+            elif group.whole and array.grouped is None and is_bare(array.path):
                 # A row cannot have come before the group named it.
                 _files.remove_tree(array.path)
                 del group.arrays[name]
                 self._say(array.path, "removed an array that was never finished")
 
     def _array(self, group: GroupState, array: ArrayState) -> None:
-        if array.form is None or array.document is None or array.path.is_symlink():
+        if array.form is None or array.document is None:
+            return
+        if array.linked or (array.path.exists() and not array.path.is_dir()):
+            what = "it is a link, which is not followed" if array.linked else "it is not a folder"
+            self._say(array.path, what, done=False)
             return
         _files.make_directory(array.path)
+        odd = [
+            file
+            for file in sorted(array.path.iterdir())
+            if chunk_position(file.name) is not None and (file.is_symlink() or not file.is_file())
+        ]
+        for file in odd:
+            self._say(file, "it is not a file", done=False)
         if array.form.layout is None:
-            self._column(group, array, array.form)
+            self._column(group, array, array.form, settled=not (odd or group.damaged))
             return
         for index, file in array.files():
             self._shard(group, array.form, index, file)
+        partial = {index for index, _, _ in incomplete(array.form, array.parts())}
+        for (index, _), file in array.parts().items():
+            if index in partial:
+                self._leave(file, "other parts of its frames are missing")
 
-    def _column(self, group: GroupState, array: ArrayState, form: ArrayForm) -> None:
+    def _column(
+        self, group: GroupState, array: ArrayState, form: ArrayForm, *, settled: bool
+    ) -> None:
+        """Fill up files that were cut; where that is settled, clear what lies behind the rows."""
         fill = fill_of(array)
         length = form.rows * len(fill)
         for index, file in array.files():
-            if file.stat().st_size >= length:
+            size = file.stat().st_size
+            if size > length:
+                self._say(file, f"it has {size} bytes instead of {length}", done=False)
+            if size >= length:
                 continue
             behind = index * form.rows >= group.rows and not group.damaged
             if not behind and not (group.damaged and array.name == STEP):
                 data = column_file(file, form).tobytes()
                 _files.replace(file, data + (fill * form.rows)[len(data) :])
                 self._say(file, f"filled up: it had {len(data)} of {length} bytes")
-        if group.damaged:
-            return
-        if any(file.is_symlink() for file in array.path.iterdir()):
-            self._say(array.path, "a link is among its files", done=False)
+        if not settled:
             return
         before = {file: file.stat() for _, file in array.files()}
         metadata = ArrayMetadata.of(array.document or {})
@@ -320,8 +353,12 @@ class _Repairing:
     def _leave(self, file: Path, what: str) -> None:
         """Say what is wrong with a shard for good; give it another name if that was asked for."""
         if self._set_aside:
-            _files.rename(file, file.with_name(f"{file.name}{DAMAGED}"))
-            self._say(file, f"set aside as {file.name}{DAMAGED}: {what}")
+            aside, number = file.with_name(f"{file.name}{DAMAGED}"), 1
+            while os.path.lexists(aside):  # one that was set aside before is kept, too
+                number += 1
+                aside = file.with_name(f"{file.name}.{number}{DAMAGED}")
+            _files.rename(file, aside)
+            self._say(file, f"set aside as {aside.name}: {what}")
         else:
             self._say(file, f"{what} (set_aside gives it another name)", done=False)
 
@@ -341,8 +378,8 @@ class _Repairing:
         attributes = self._recovered(groups) if root is None else dict(root)
         names = [name for name in attributes["groups"] if name in self._members]
         names += [name for name in self._members if name not in names]
-        # What a later filmstrip added stays as it is.
-        others = [name for name in attributes["groups"] if name not in KNOWN_GROUPS]
+        # What a later filmstrip added stays as it is, and so does what a link stands for.
+        others = [name for name in attributes["groups"] if name not in groups]
         attributes["groups"] = [*names, *others]
         parents = parent_groups(names)
         members = {parent: group_text({}, {}) for parent in parents}
@@ -381,17 +418,17 @@ class _Repairing:
             "plan": {},
             "metadata": {},
         }
-        lost = "its attempts are lost"
-        if others:
-            shared = ("run_id", "created", "framework", "world_size", "plan", "metadata")
-            known.update({key: others[0][key] for key in shared if key in others[0]})
-        else:
-            lost = (
-                f"its run id (a new one: {known['run_id']}), attempts, plan and metadata are lost"
-            )
-        self._say(self._store / METADATA, lost, done=False)
+        shared = ("run_id", "created", "framework", "world_size", "plan", "metadata")
+        lost = {key: key for key in ("run_id", "attempts", "plan", "metadata")}
+        lost["run_id"] = f"run id (a new one: {known['run_id']})"
+        kept = {key: others[0][key] for key in shared if key in others[0]} if others else {}
+        for key, value in {**kept, **(remembered(self._store) or {})}.items():
+            with contextlib.suppress(FormatError):
+                check_root(LocalPlace(self._store), {**known, key: value})
+                known[key] = value
+                lost.pop(key, None)
+        if lost:
+            *some, last = lost.values()
+            names = f"{', '.join(some)} and {last}" if some else last
+            self._say(self._store / METADATA, f"its {names} are lost", done=False)
         return known
-
-
-def _empty(group: GroupState) -> bool:
-    return not group.rows and not any(array.files() for array in group.arrays.values())

@@ -23,7 +23,7 @@ from filmstrip.store._names import (
     canonical,
     statistics_group,
 )
-from filmstrip.store._pieces import Piece
+from filmstrip.store._pieces import Assembly, Piece
 from filmstrip.store._place import Place, place_of
 from filmstrip.store._select import Selector, nearest_names, select
 from filmstrip.store._statistics import Statistics
@@ -267,17 +267,17 @@ class Run:
                 g.partition("/")[2] for g in self.groups() if g.startswith(f"{STATISTICS}/")
             ]
             raise KindNotFoundError(self.path, f"statistics of {kind}", described)
-        views = self.views(statistics_group(kind))
-        return Statistics(views, kind, self._owners(kind) if len(views) > 1 else {})
+        sharded = self._stores.world_size > 1 and kind in self.kinds
+        arrays = self._arrays(kind) if sharded else {}
 
-    def _owners(self, kind: str) -> dict[str, frozenset[int]]:
-        """Return the ranks whose pieces make up a layer: of replicas, one."""
-        if kind not in FRAME_KINDS or kind not in self.groups():
-            return {}
-        return {
-            layer: frozenset(piece.rank for piece in self.strip(kind, layer).pieces)
-            for layer in self._arrays(kind)
-        }
+        def owners(layer: str, ranks: Sequence[int]) -> Sequence[int]:
+            places = [place for place in arrays.get(layer, ()) if place[0] in ranks]
+            if not places:
+                return ranks
+            whole = Assembly(kind, [Piece(view, array, rank) for rank, view, array in places])
+            return [piece.rank for piece in whole.pieces] if whole.complete else []
+
+        return Statistics(self.views(statistics_group(kind)), kind, owners)
 
     def nonfinite(self) -> NonFinite | None:
         """Return the first step, and its first layer in forward order, with NaN or infinity.
@@ -361,7 +361,7 @@ class Run:
             for attempt in made[attempts:]:  # resumed: steps from there on come again
                 last = min(last, (attempt["first_step"] or 2**63) - 1)
             attempts = len(made)
-            running = state_of(made) == "running"
+            running = state_of(made, self.place) == "running"
             steps = self.steps(kind) if kind in self.groups() else np.empty(0, np.int64)
             for step in steps[steps > last].tolist():
                 last = step

@@ -22,6 +22,10 @@ from filmstrip.store._codec import ChecksumError, Encoded
 PAGE = 4096
 _PIECE = 1 << 20
 EMPTY = 0xFFFF_FFFF_FFFF_FFFF
+DAMAGED_INDEX = (
+    "its index is damaged; `filmstrip repair` may mend it, "
+    "`filmstrip repair --set-aside` goes on without its frames"
+)
 _ENTRY = struct.Struct("<QQ")
 _CHECKSUM = struct.Struct("<I")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,13 +40,16 @@ class Statistics:
 
     Indexed by layer and name, it returns a `Series`. Names are those of `STATISTICS` and
     ``mean``, ``std``, ``l2``, ``rms`` and ``dead`` (the share of zeros).
+
+    Of the ranks that describe a layer, ``owners`` returns those that count: one of replicas, and
+    none while a piece of the layer is described by no rank.
     """
 
     def __init__(
         self,
         views: Sequence[tuple[int, GroupView]],
         kind: str,
-        owners: Mapping[str, frozenset[int]],
+        owners: Callable[[str, Sequence[int]], Sequence[int]],
     ) -> None:
         self.kind = kind
         self._views, self._owners = views, owners
@@ -63,15 +66,15 @@ class Statistics:
 
     def _groups(self, layer: str) -> list[tuple[GroupView, int]]:
         """Return the groups that describe a part of a layer, and its position in each."""
-        name, found = canonical(layer), []
+        name, found = canonical(layer), {}
         for rank, view in self._views:
             layers = _layers(view)
-            if name in layers and rank in self._owners.get(name, {rank}):
-                found.append((view, layers.index(name)))
+            if name in layers:
+                found[rank] = (view, layers.index(name))
         if not found:
             where = f"the statistics of {self.kind}"
             raise LayerNotFoundError(layer, where, nearest_names(layer, self.layers))
-        return found
+        return [found[rank] for rank in self._owners(name, [*found])]
 
     def values(self, layer: str) -> tuple[Steps, Floats]:
         """Return all stored statistics of a layer, merged over ranks.
@@ -79,7 +82,7 @@ class Statistics:
         Returns
         -------
         steps : ndarray of int64, shape (n_steps,)
-            Steps at which the layer had a tensor.
+            Steps at which the layer had a tensor, on all ranks that own a piece of it.
         values : ndarray of float64, shape (n_steps, 9)
             In the order of `STATISTICS`.
         """
@@ -89,6 +92,8 @@ class Statistics:
             values = view.read(VALUES, steps, np.arange(len(steps)), position)
             there = ~np.isnan(values[:, 0])
             parts.append((steps[there], values[there]))
+        if not parts:
+            return np.empty(0, np.int64), np.empty((0, len(STATISTICS)))
         steps, stacked = _aligned(parts)
         return steps, merge(stacked)
 
@@ -102,7 +107,7 @@ class Statistics:
         values : ndarray of float64, shape (n_steps, n_layers, 9)
             In the order of `layers` and `STATISTICS`; NaN where a layer had no tensor.
         """
-        if len(self._views) == 1:
+        if len(self._views) == 1 and all(map(self._groups, self.layers)):
             view = self._views[0][1]
             steps = view.steps()
             return steps, view.read(VALUES, steps, np.arange(len(steps)))
@@ -161,6 +166,8 @@ class Statistics:
             counts = view.read(HISTOGRAM, steps, rows, position)
             there = counts.any(axis=1)
             parts.append((steps[there], counts[there]))
+        if not parts:
+            return np.empty(0, np.int64), np.empty((0, BINS), np.uint64)
         steps, stacked = _aligned(parts)
         return steps, stacked.sum(axis=0, dtype=np.uint64)
 

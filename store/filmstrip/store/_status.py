@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from filmstrip.store._lock import writer_lives
 from filmstrip.store._metadata import Json
 from filmstrip.store._names import FRAME_KINDS, HEALTH
 from filmstrip.store._place import LocalPlace, Place
@@ -92,7 +93,7 @@ def status_of(path: str, stores: RankStores) -> Status:
     reached = [int(s[-1]) for g in face.groups() if (s := face.view(g).steps()).size]
     last_step = max([*reached, *(step for step in last.values() if step is not None)], default=None)
     frames = max((step for step in last.values() if step is not None), default=None)
-    states = {state_of(store.attributes["attempts"]) for store in everything}
+    states = {state_of(store.attributes["attempts"], store.place) for store in everything}
     return Status(
         path=path,
         state=next(state for state in ("stopped", "running", "finished") if state in states),
@@ -101,27 +102,22 @@ def status_of(path: str, stores: RankStores) -> Status:
         age=None if last_time is None else max(0.0, time.time() - last_time),
         steps=steps,
         bytes=disk_bytes(face.place),
-        ranks=stores.world_size,
-        missing=tuple(sorted(set(range(stores.world_size)) - set(last) - {face.rank})),
+        ranks=len(stores.writers),
+        missing=tuple(sorted(set(stores.writers) - set(last) - {face.rank})),
         behind={rank: step for rank, step in last.items() if step != frames},
         **lost,
     )
 
 
-def state_of(attempts: list[Json]) -> str:
-    """Return whether the last attempt runs, has finished, or died."""
+def state_of(attempts: list[Json], place: Place) -> str:
+    """Return whether the last attempt at a store runs, has finished, or died."""
     if not attempts or "ended" in attempts[-1]:
         return "finished"
     latest = attempts[-1]
     if latest["host"] != socket.gethostname():
         return "running"  # it cannot be seen from here; its age tells
-    try:
-        os.kill(latest["pid"], 0)
-    except ProcessLookupError:
-        return "stopped"
-    except PermissionError:
-        return "running"
-    return "running"
+    store = place.path if isinstance(place, LocalPlace) else None
+    return "running" if writer_lives(store, latest["pid"]) else "stopped"
 
 
 def disk_bytes(place: Place) -> int | None:

@@ -71,6 +71,12 @@ class RankStores:
         """Ranks to expect; 1 when one rank's store was opened by its own path."""
         return int(self.face.attributes.get("world_size", 1)) if self.face.rank == 0 else 1
 
+    @property
+    def writers(self) -> tuple[int, ...]:
+        """Ranks that are expected to write."""
+        writers = self.face.attributes.get("writers") if self.world_size > 1 else None
+        return tuple(range(self.world_size)) if writers is None else tuple(writers)
+
     def all(self) -> list[RankStore]:
         """Return the stores that are there, by rank.
 

@@ -243,7 +243,8 @@ class Strip:
         Returns
         -------
         dask.array.Array, shape (n_steps, *shape)
-            In chunks of whole frames; one step never reads a whole shard.
+            In chunks of whole frames, of frames above 64 MiB in parts of them; one step never reads
+            a whole shard.
 
         Raises
         ------

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,25 @@ import numpy.typing as npt
 
 from filmstrip.store import _files
 from filmstrip.store._arrays import ArrayForm
-from filmstrip.store._metadata import FORMAT, Json, read_json
+from filmstrip.store._group import AXIS_COLUMNS
+from filmstrip.store._metadata import FORMAT, MOST_RANKS, Json, read_json, run_attributes
 from filmstrip.store._names import (
     FRAME_KINDS,
     HEALTH,
+    LOCK,
     METADATA,
     RANKS,
     SAMPLES,
     SCALARS,
+    STATISTICS,
     STEP,
+    VALUES,
     WALL_TIME,
-    chunk_index,
     chunk_key,
+    rank_path,
     statistics_group,
 )
-from filmstrip.store._place import LocalPlace
+from filmstrip.store._place import LocalPlace, checked_part
 from filmstrip.store.errors import FormatError, NotARunError, RunNotFoundError, StoreError
 
 DAMAGED = ".damaged"
@@ -42,6 +47,19 @@ DAMAGED = ".damaged"
 AXIS = (WALL_TIME, SAMPLES, STEP)
 KNOWN_GROUPS = (*FRAME_KINDS, SCALARS, HEALTH, *map(statistics_group, FRAME_KINDS))
 Steps = npt.NDArray[np.int64]
+_LEFT = re.compile(rf"({re.escape(METADATA)}|{LOCK}|probe|c(\.\d+)*)\.[0-9a-f]+{_files.PARTIAL}")
+
+
+@contextmanager
+def _looking(where: Path) -> Iterator[None]:
+    """Turn what the file system refuses to tell into a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        reason = os.strerror(error.errno or 0)
+        raise StoreError(f"{error.filename or where} cannot be read: {reason}") from error
 
 
 def readable(path: Path) -> Json | None:
@@ -66,6 +84,20 @@ def local_path(run: str | os.PathLike[str]) -> Path:
     return Path(location).absolute()
 
 
+def local_stores(run: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
+    """Return the path of a run that is to be looked at file by file, and its stores.
+
+    Raises
+    ------
+    FormatError
+        If it is a URL, or a newer filmstrip wrote it.
+    RunNotFoundError, NotARunError, StoreError
+        As `stores_of`.
+    """
+    path = local_path(run)
+    return path, stores_of(path)
+
+
 def stores_of(run: Path) -> list[Path]:
     """Return the stores of a run: that of rank 0, then those of other ranks.
 
@@ -77,7 +109,14 @@ def stores_of(run: Path) -> list[Path]:
         If what is there is no run, not even a damaged one.
     FormatError
         If a newer filmstrip wrote it.
+    StoreError
+        If it cannot be looked at.
     """
+    with _looking(run):
+        return _stores_of(run)
+
+
+def _stores_of(run: Path) -> list[Path]:
     if not run.exists():
         raise RunNotFoundError(str(run))
     if not run.is_dir():
@@ -88,25 +127,27 @@ def stores_of(run: Path) -> list[Path]:
         found += [
             child
             for child in sorted(ranks.iterdir())
-            if re.fullmatch(r"\d{4,}", child.name) and not child.is_symlink() and _is_store(child)
+            if _is_rank(child.name) and not child.is_symlink() and _is_store(child)
         ]
     if not found:
         raise NotARunError(str(run), f"it has no {METADATA}")
     return found
 
 
+def _is_rank(name: str) -> bool:
+    digits = re.fullmatch(r"[0-9]{4,6}", name)
+    return bool(digits) and int(name) < MOST_RANKS and rank_path(int(name)) == f"{RANKS}/{name}"
+
+
 def _is_store(path: Path) -> bool:
     if not path.is_dir():
         return False
-    if (path / METADATA).exists() and root_attributes(path) is not None:
-        return True
-    return bool(groups_on_disk(path)) or (
-        (path / METADATA).exists() and readable(path / METADATA) is None
-    )
+    known = root_attributes(path) is not None or bool(groups_on_disk(path))
+    return known or os.path.lexists(path / METADATA)
 
 
 def root_attributes(store: Path) -> Json | None:
-    """Return what a store's root says of it, None when that is lost.
+    """Return what a store's root says of it, None when that is lost, or is not what it must be.
 
     Raises
     ------
@@ -114,26 +155,27 @@ def root_attributes(store: Path) -> Json | None:
         If it is the root of something else.
     FormatError
         If a newer filmstrip wrote it.
+    StoreError
+        If it cannot be looked at: then nothing is known of it, neither that it is lost.
     """
-    document = readable(store / METADATA)
-    if document is None:
+    try:
+        return run_attributes(LocalPlace(store))
+    except RunNotFoundError:
         return None
-    about = document.get("attributes")
-    attributes = about.get("filmstrip") if isinstance(about, dict) else None
-    if not isinstance(attributes, dict):
-        if groups_on_disk(store):
+    except NotARunError:
+        if groups_on_disk(store) or not os.path.lexists(store / METADATA):
             return None
-        raise NotARunError(str(store), "it is a Zarr group of something else")
-    version = attributes.get("format")
-    if isinstance(version, int) and version > FORMAT:
-        reason = f"it has format {version}, this filmstrip reads up to {FORMAT}; upgrade it"
-        raise FormatError(str(store), reason)
-    if not (isinstance(version, int) and isinstance(attributes.get("run_id"), str)):
+        raise
+    except FormatError:
+        version = (remembered(store) or {}).get("format")
+        if isinstance(version, int) and version > FORMAT:
+            raise
         return None
-    for key in ("groups", "attempts"):
-        if not isinstance(attributes.get(key), list):
-            return None
-    return attributes
+
+
+def remembered(store: Path) -> Json | None:
+    """Return what a store's root says of it, whether or not that can be true."""
+    return _attributes(readable(store / METADATA))
 
 
 def groups_on_disk(store: Path) -> list[str]:
@@ -176,11 +218,17 @@ class ArrayState:
         for candidate in (self.grouped, self.own, self.rooted):
             if isinstance(candidate, dict):
                 try:
-                    self.form = ArrayForm.of(candidate, self.path)
+                    form = ArrayForm.of(candidate, self.path)
                 except StoreError:
                     continue
-                self.document = candidate
-                return
+                if self.name not in AXIS or _is_axis(form, AXIS_COLUMNS[self.name][0]):
+                    self.form, self.document = form, candidate
+                    return
+
+    @property
+    def linked(self) -> bool:
+        """Whether the folder is a link, which is not followed."""
+        return self.path.is_symlink()
 
     @property
     def about(self) -> Json:
@@ -190,15 +238,23 @@ class ArrayState:
         return about if isinstance(about, dict) else {}
 
     def files(self) -> list[tuple[int, Path]]:
-        """Return chunk files by their position along the step axis."""
-        if not self.path.is_dir() or self.path.is_symlink():
-            return []
+        """Return chunk files by their position along the step axis; the parts of rows in order."""
+        return [(index, file) for (index, _), file in self.parts().items()]
+
+    def parts(self) -> dict[tuple[int, int], Path]:
+        """Return chunk files by their position along the step axis and the part that they hold."""
+        if self.form is None or not self.path.is_dir() or self.linked:
+            return {}
         found = [
-            (chunk_index(file.name), file)
+            (self.form.where(file.name), file)
             for file in self.path.iterdir()
             if not file.is_symlink() and file.is_file()
         ]
-        return sorted((index, file) for index, file in found if index is not None)
+        return dict(sorted((where, file) for where, file in found if where is not None))
+
+
+def _is_axis(form: ArrayForm, dtype: str) -> bool:
+    return form.layout is None and form.shape == () and form.dtype == np.dtype(dtype)
 
 
 @dataclass(slots=True)
@@ -217,8 +273,10 @@ class GroupState:
         What it says of itself, or the root says of it; None when that is lost.
     arrays : dict
         Its arrays by name.
+    told : bool
+        Whether its metadata, or else the root's, tell how many rows are committed.
     published : int
-        Rows that its metadata, or else the root's, commit; 0 when nothing is left of them.
+        How many they tell, 0 when nothing is left of them.
     steps : ndarray of int64, shape (n_rows,)
         Steps of the longest prefix of complete rows.
     """
@@ -228,6 +286,7 @@ class GroupState:
     whole: bool = False
     attributes: Json | None = None
     arrays: dict[str, ArrayState] = field(default_factory=dict)
+    told: bool = False
     published: int = 0
     steps: Steps = field(default_factory=lambda: np.empty(0, np.int64))
 
@@ -242,37 +301,67 @@ class GroupState:
         step = self.arrays.get(STEP)
         if step is None or step.form is None:
             return "its step axis has no metadata that can be read"
+        if step.linked:
+            return "its step axis is a link, which is not followed"
         falls = np.flatnonzero(np.diff(self.steps) <= 0)
         if falls.size:
             row = int(falls[0])
             first, second = self.steps[row : row + 2].tolist()
             return f"its steps do not rise: {second} comes after {first}, in row {row + 1}"
+        if not self.told and self._more(step, step.form):
+            return (
+                f"how many rows are committed is lost; {self.rows} have a step, and more is there"
+            )
         if self.rows < self.published:
             return f"{self.published} rows are committed, and {self.rows} have a step"
         return ""
+
+    def _more(self, step: ArrayState, form: ArrayForm) -> bool:
+        """Return whether files tell of more rows than have a step."""
+        length = form.rows * form.dtype.itemsize
+        return any(file.stat().st_size < length for _, file in step.files()) or any(
+            index * array.form.rows >= self.rows
+            for array in self.arrays.values()
+            if array.form is not None
+            for index, _ in array.files()
+        )
 
     @property
     def layers(self) -> dict[str, ArrayState]:
         """Arrays of layers by name of the layer, in forward order."""
         named = [
-            (array.about.get("order", 0), position, str(array.about["layer"]), array)
+            (_order(array), position, str(array.about["layer"]), array)
             for position, array in enumerate(self.arrays.values())
             if "layer" in array.about
         ]
         return {layer: array for _, _, layer, array in sorted(named, key=lambda item: item[:2])}
 
 
+def _order(array: ArrayState) -> int:
+    order = array.about.get("order")
+    return order if isinstance(order, int) else 0
+
+
 def survey(store: Path) -> dict[str, GroupState]:
-    """Return the groups of a store as they lie on disk."""
-    attributes = root_attributes(store) or {}
-    listed = [name for name in attributes.get("groups", []) if name in KNOWN_GROUPS]
-    names = [*dict.fromkeys([*listed, *groups_on_disk(store)])]
-    root = members_of_root(store)
-    return {
-        name: _group(store, name, root)
-        for name in names
-        if not any((store / part).is_symlink() for part in (name, name.partition("/")[0]))
-    }
+    """Return the groups of a store as they lie on disk.
+
+    Raises
+    ------
+    NotARunError, FormatError
+        As `root_attributes`.
+    StoreError
+        If it cannot be looked at.
+    """
+    with _looking(store):
+        attributes = root_attributes(store) or {}
+        listed = [name for name in attributes.get("groups", []) if name in KNOWN_GROUPS]
+        names = [*dict.fromkeys([*listed, *groups_on_disk(store)])]
+        root = members_of_root(store)
+        return {
+            name: _group(store, name, root)
+            for name in names
+            if not any((store / part).is_symlink() for part in (name, name.partition("/")[0]))
+        }
 
 
 def members_of_root(store: Path) -> dict[str, Json]:
@@ -306,7 +395,6 @@ def _group(store: Path, name: str, root: dict[str, Json]) -> GroupState:
     }
     attributes = _attributes(document)
     group = GroupState(name, path, whole=attributes is not None and STEP in grouped)
-    group.attributes = attributes if attributes is not None else _attributes(root.get(name))
     folders = [
         child.name
         for child in (sorted(path.iterdir()) if path.is_dir() else [])
@@ -320,58 +408,84 @@ def _group(store: Path, name: str, root: dict[str, Json]) -> GroupState:
         folder = path / array
         own = None if folder.is_symlink() else readable(folder / METADATA)
         group.arrays[array] = ArrayState(array, folder, own, grouped.get(array), rooted.get(array))
+    for candidate in (attributes, _attributes(root.get(name))):
+        if candidate is not None and group.attributes is None and _describes(candidate, group):
+            group.attributes = candidate
+    group.whole &= group.attributes is attributes
     step = group.arrays.get(STEP)
-    group.published = _length(grouped.get(STEP) or rooted.get(STEP))
-    if step is not None and step.form is not None:
-        group.steps = steps_on_disk(step.path, step.form.rows)
+    # The root never says more than the group does, unless one of them is damaged.
+    told = [n for level in (grouped, rooted) if (n := length_of(level.get(STEP))) is not None]
+    group.told, group.published = bool(told), max(told, default=0)
+    if step is not None:
+        group.steps = steps_of(step)
     return group
+
+
+def _describes(attributes: Json, group: GroupState) -> bool:
+    """Return whether a group's attributes can be true; those of statistics name its layers."""
+    if not group.name.startswith(f"{STATISTICS}/"):
+        return True
+    layers, values = attributes.get("layers"), group.arrays.get(VALUES)
+    if not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
+        return False
+    return values is None or values.form is None or values.form.shape[:1] >= (len(layers),)
 
 
 def is_array_name(name: str) -> bool:
     """Return whether a name is that of one folder inside a group."""
-    return name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
+    try:
+        checked_part(name, "")
+    except FormatError:
+        return False
+    return name != METADATA
 
 
-def _length(document: Any) -> int:
+def length_of(document: Any) -> int | None:
+    """Return the rows that an array's metadata tell of, None when they do not."""
     try:
         length = document["shape"][0]
     except (KeyError, TypeError, IndexError):
-        return 0
-    return length if isinstance(length, int) and length > 0 else 0
+        return None
+    return length if type(length) is int and length >= 0 else None
 
 
-def steps_on_disk(path: Path, rows_per_file: int) -> Steps:
+def steps_of(array: ArrayState) -> Steps:
     """Return the steps of the longest prefix of rows that have one."""
     found: list[Steps] = []
-    while True:
+    while array.form is not None and not array.linked:
         try:
-            steps = np.fromfile(path / chunk_key(len(found), 1), "<i8", count=rows_per_file)
-        except OSError:
+            stored = column_file(array.path / chunk_key(len(found)), array.form)
+        except (OSError, StoreError):
             break
+        steps = stored.reshape(-1).view("<i8")
         behind = np.flatnonzero(steps < 0)
         found.append(steps[: behind[0]] if behind.size else steps)
-        if behind.size or len(steps) < rows_per_file:
+        if behind.size or len(steps) < array.form.rows:
             break
     return np.concatenate(found).astype(np.int64) if found else np.empty(0, np.int64)
 
 
 def column_file(path: Path, form: ArrayForm) -> npt.NDArray[np.uint8]:
-    """Return the rows that one file of a column has, shape (n_rows, bytes of a row)."""
+    """Return the rows that one file of a column has, shape (n_rows, bytes of a row).
+
+    Raises
+    ------
+    OSError, StoreError
+        If it cannot be read, or is a link.
+    """
     row = math.prod(form.shape) * form.dtype.itemsize
     if not row:
         return np.empty((0, 0), np.uint8)
-    raw = np.fromfile(path, np.uint8, count=form.rows * row)
+    with LocalPlace(path).open() as blob:
+        raw = np.frombuffer(blob.read(0, form.rows * row), np.uint8)
     return raw[: len(raw) // row * row].reshape(-1, row)
 
 
 def fill_of(array: ArrayState) -> bytes:
     """Return a column's row as it is where nothing was written."""
     assert array.form is not None
-    if array.name == STEP:
-        return np.array(-1, array.form.dtype).tobytes()
-    if array.name == SAMPLES:
-        return np.array(0, array.form.dtype).tobytes()
-    return array.form.absent()
+    fill = AXIS_COLUMNS.get(array.name, ("", None))[1]
+    return array.form.absent() if fill is None else np.array(fill, array.form.dtype).tobytes()
 
 
 def leftovers(store: Path) -> Iterator[Path]:
@@ -380,16 +494,43 @@ def leftovers(store: Path) -> Iterator[Path]:
         here = Path(folder)
         if here == store and RANKS in folders:
             folders.remove(RANKS)
-        yield from (here / name for name in sorted(files) if name.endswith(_files.PARTIAL))
+        yield from (here / name for name in sorted(files) if is_left(name))
 
 
-def running(attributes: Json | None) -> str:
+def unfinished(store: Path, groups: Mapping[str, GroupState]) -> Iterator[Path]:
+    """Yield folders of groups and arrays that nobody describes, since their writer was killed."""
+    parents = [STATISTICS] if not any(name.startswith(f"{STATISTICS}/") for name in groups) else []
+    begun = [store / name for name in (*KNOWN_GROUPS, *parents) if name not in groups]
+    for group in groups.values():
+        if group.path.is_dir():
+            folders = (child for child in sorted(group.path.iterdir()) if child.is_dir())
+            begun += [folder for folder in folders if folder.name not in group.arrays]
+    yield from (path for path in begun if path.is_dir() and is_bare(path))
+
+
+def is_left(name: str) -> bool:
+    """Return whether a file's name is that of one which a process is killed in the middle of."""
+    return _LEFT.fullmatch(name) is not None
+
+
+def is_bare(path: Path) -> bool:
+    """Return whether nothing is in a folder but metadata and what was left half made."""
+    if path.is_symlink():
+        return False
+    return all(
+        file == METADATA or is_left(file)
+        for folder, folders, files in os.walk(path)
+        for file in [*files, *(name for name in folders if (Path(folder) / name).is_symlink())]
+    )
+
+
+def running(store: Path, attributes: Json | None) -> str:
     """Return who is writing to a store, by what its root says; "" when nobody is."""
     from filmstrip.store._status import state_of
 
     attempts = (attributes or {}).get("attempts", [])
     try:
-        if not attempts or state_of(attempts) != "running":
+        if not attempts or state_of(attempts, LocalPlace(store)) != "running":
             return ""
         return f"process {attempts[-1]['pid']} on {attempts[-1]['host']}"
     except (KeyError, TypeError, ValueError, OverflowError):

@@ -11,7 +11,7 @@ from filmstrip.store._names import FRAME_KINDS
 from filmstrip.store._place import LocalPlace
 from filmstrip.store._shardlog import EMPTY
 from filmstrip.store._status import disk_bytes
-from filmstrip.store._survey import ArrayState, GroupState, local_path, stores_of, survey
+from filmstrip.store._survey import ArrayState, GroupState, local_stores, survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,11 @@ def usage(run: str | os.PathLike[str]) -> list[Usage]:
     ------
     RunNotFoundError, NotARunError, FormatError
         If there is no run, or a newer filmstrip wrote it.
+    StoreError
+        If it cannot be looked at.
     """
     totals: dict[tuple[str, str], list[int]] = {}
-    for store in stores_of(local_path(run)):
+    for store in local_stores(run)[1]:
         for name, group in survey(store).items():
             layers = group.layers if name in FRAME_KINDS else {}
             parts = {layer: [array] for layer, array in layers.items()} or {
@@ -61,8 +63,9 @@ def usage(run: str | os.PathLike[str]) -> list[Usage]:
             }
             for layer, arrays in parts.items():
                 total = totals.setdefault((name, layer), [0, 0])
-                total[0] += sum((disk_bytes(LocalPlace(array.path)) or 0) for array in arrays)
-                total[1] += sum(_raw(group, array) for array in arrays)
+                inside = [array for array in arrays if not array.linked]
+                total[0] += sum((disk_bytes(LocalPlace(array.path)) or 0) for array in inside)
+                total[1] += sum(_raw(group, array) for array in inside)
     found = [Usage(kind, layer, disk, raw) for (kind, layer), (disk, raw) in totals.items()]
     return sorted(found, key=lambda one: -one.disk)
 
@@ -74,7 +77,9 @@ def _raw(group: GroupState, array: ArrayState) -> int:
     if array.form.layout is None:
         return group.rows * row
     frames = 0
-    for _, file in array.files():
+    for (_, part), file in array.parts().items():
+        if part:
+            continue
         try:
             with ShardFile(file, array.form) as shard:
                 held = sum(offset != EMPTY for offset, _ in shard.entries or [])

@@ -94,7 +94,7 @@ class GroupView:
         form = self.reader(STEP).form
         if form.dtype != np.dtype("<i8") or form.shape:
             raise FormatError(str(self.place / STEP), "it holds no steps")
-        return read_steps(self.place / STEP, form.rows)
+        return read_steps(self.place / STEP, form.rows, self.documents[STEP]["shape"][0])
 
     def rows(self, name: str) -> tuple[Steps, Steps]:
         """Return the steps at which an array holds something, and their rows."""
@@ -125,9 +125,15 @@ class GroupView:
             If the rows have other steps each time.
         """
         for _ in range(4):
-            values = self.reader(name).read(rows, index)
+            failed, values = None, np.empty(0)
+            try:
+                values = self.reader(name).read(rows, index)
+            except FormatError as error:  # what is being taken back may look like damage
+                failed = error
             now = self.steps()
             if len(rows) == 0 or (rows[-1] < len(now) and np.array_equal(now[rows], steps)):
+                if failed is not None:
+                    raise failed
                 return values
             rows = np.searchsorted(now, steps)
             rows = rows[rows < len(now)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, SupportsFloat
 
@@ -133,9 +133,11 @@ class KindWriter:
         step : int
             Optimizer steps completed before this one; larger than in the call before.
         frames : mapping of str to array_like
-            By layer. Layers left out have no frame at this step. An array may be shorter along its
-            first axis than the layer's spec, as the last batch of an epoch is. One whose other
-            axes vary is cropped, or padded with NaN (0 for integers), and the strip says so.
+            By layer. Layers left out have no frame at this step. Those of weights and gradients are
+            looked up when they are written, so that a mapping may read one at a time. Of other
+            kinds, an array may be shorter along its first axis than the layer's spec, as the last
+            batch of an epoch is. One whose other axes vary is cropped, or padded with NaN (0 for
+            integers), and the strip says so.
         samples : int, optional
             Samples that are valid along the first axis; by default those of the shortest frame.
         wall_time : float, optional
@@ -161,16 +163,17 @@ class KindWriter:
         >>> open_run(f"{folder}/run.zarr").activations["conv1"].frame(0).sum()
         np.float32(6.0)
         """
-        values: dict[str, npt.NDArray[Any]] = {}
+        values: Mapping[str, npt.NDArray[Any]]
         short: dict[str, int] = {}
-        for layer, frame in frames.items():
-            name, spec = self._layer(layer)
-            array = as_stored(frame, spec, layer)
-            if array.shape != spec.shape:
-                array = self._fitted(layer, name, array, spec)
+        if self.kind in _BATCHED_KINDS:
+            values = {}
+            for layer, frame in frames.items():
+                name, spec = self._layer(layer)
+                values[name] = array = self._stored(layer, frame)
                 if spec.shape and len(array) < spec.shape[0]:
                     short[layer] = len(array)
-            values[name] = array
+        else:
+            values = _InTurn(self, frames)
         if len(set(short.values()) | ({samples} if samples is not None else set())) > 1:
             lengths = ", ".join(f"{layer!r} {length}" for layer, length in short.items())
             given = "" if samples is None else f"; samples={samples}"
@@ -199,6 +202,12 @@ class KindWriter:
             raise KeyError(f"layer {layer!r} was not announced to the writer of {self.kind}")
         return found
 
+    def _stored(self, layer: str, frame: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Return a frame as its array takes it."""
+        name, spec = self._layer(layer)
+        array = as_stored(frame, spec, layer)
+        return array if array.shape == spec.shape else self._fitted(layer, name, array, spec)
+
     def _fitted(
         self, layer: str, name: str, array: npt.NDArray[Any], spec: FrameSpec
     ) -> npt.NDArray[Any]:
@@ -222,6 +231,24 @@ def _described(form: ArrayForm, offset: object, global_shape: object) -> str:
     if offset is None:
         return described
     return f"{described} at {list(offset)} of {list(global_shape)}"  # type: ignore[call-overload]
+
+
+class _InTurn(Mapping[str, npt.NDArray[Any]]):
+    """Frames by array name, each asked for when its turn has come: no two are in memory."""
+
+    def __init__(self, writer: KindWriter, frames: Mapping[str, npt.ArrayLike]) -> None:
+        self._writer, self._frames = writer, frames
+        self._layers = {writer._layer(layer)[0]: layer for layer in frames}
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        layer = self._layers[name]
+        return self._writer._stored(layer, self._frames[layer])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
 
 
 class StatisticsWriter:

@@ -13,6 +13,7 @@
     ├── FrameNotFoundError    (KeyError)            correct the step; the nearest ones are given
     ├── StatisticNotFoundError (KeyError)           correct the name
     ├── SelectionError        (ValueError)          correct the selector
+    ├── DeniedError           (PermissionError)     ask for access, or for permission to list
     └── StoreWriteError       (OSError)             nothing was written; make room and go on
 
 All of them pickle, since they travel back from workers.
@@ -149,3 +150,17 @@ class StoreWriteError(StoreError, OSError):
 
     def __str__(self) -> str:
         return f"{self.path} could not be written: {os.strerror(self.errno or 0)}"
+
+
+class DeniedError(StoreError, PermissionError):
+    """Raised when something may not be read, or is absent where nobody may know."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(path)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} cannot be read: it is not there, or access is denied; a bucket tells "
+            "the two apart only for those who may list it (s3:ListBucket)"
+        )
