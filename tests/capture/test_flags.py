@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from filmstrip.capture import PlanError, add_capture_arguments, capture_from_arguments
-from filmstrip.capture._flags import _WORDS
+from filmstrip.capture import Plan, PlanError, add_capture_arguments, capture_from_arguments
+from filmstrip.capture._flags import WORDS
 from filmstrip.capture._settings import DEFAULTS
 from filmstrip.capture.pytorch import Capture
 from filmstrip.store import open_run
@@ -37,7 +37,7 @@ def line() -> tuple[nn.Module, torch.optim.Optimizer]:
 def test_every_keyword_has_a_flag() -> None:
     said_otherwise = {"run", "enabled", "dry_run", "metadata"}
 
-    assert set(_WORDS) == (set(DEFAULTS) - said_otherwise) | {"step"}
+    assert set(WORDS) == (set(DEFAULTS) - said_otherwise) | {"step"}
 
 
 def test_without_the_flag_the_capture_is_inert(
@@ -129,6 +129,24 @@ def test_a_bad_flag_is_a_usage_error_of_the_script(
 
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_keywords_from_a_mapping_are_as_good_as_those_of_a_plan_or_of_flags(
+    tmp_path: Path,
+) -> None:
+    config = {"every": "statistics=2,frames=4", "layers": "0,1.weight", "max_run_bytes": "1GB"}
+    flags = [f"--capture-{key.replace('_', '-')}={value}" for key, value in config.items()]
+    runs = [str(tmp_path / f"{number}.zarr") for number in range(4)]
+    model, optimizer = line()
+    one_step(Capture(model, optimizer, runs[0], **config), model, optimizer)  # type: ignore[arg-type]
+    one_step(Capture(model, optimizer, runs[1], plan=config), model, optimizer)
+    one_step(Capture(model, optimizer, runs[2], plan=Plan.read(config)), model, optimizer)
+    args = parse("--capture", runs[3], *flags)
+    one_step(capture_from_arguments(args, model, optimizer), model, optimizer)
+
+    plans = [open_run(run).attributes["plan"] for run in runs]
+    assert plans[0] == plans[1] == plans[2] == plans[3]
+    assert plans[0]["every"] == {"statistics": 2, "frames": 4}
 
 
 def test_a_bad_plan_file_is_refused_at_attach(run: str, tmp_path: Path) -> None:

@@ -170,10 +170,11 @@ def test_an_evaluation_between_steps_is_not_taken(run: str) -> None:
     assert counts[counts.layers[0], "count"].values.tolist() == [2.0, 2.0, 2.0]
 
 
-def test_the_first_micro_batch_is_kept_or_all_of_them(run: str) -> None:
+def test_the_first_micro_batch_is_kept_or_the_last_or_all_of_them(run: str) -> None:
     model = nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    for which, layers in (("first", 1), ("all", 3)):
+    weight = float(model.weight.detach())
+    for which, layers, kept in (("first", 1, 0), ("last", 1, 2), ("all", 3, 0)):
         with Capture(model, optimizer, f"{run}-{which}", every=1, micro_batches=which):
             for _ in range(2):
                 optimizer.zero_grad()
@@ -184,7 +185,9 @@ def test_the_first_micro_batch_is_kept_or_all_of_them(run: str) -> None:
         assert len(opened.layers("activations")) == layers
         assert opened.statistics("gradients")["weight", "sum"].values.tolist() == [6.0, 6.0]
         first = opened.activations[opened.layers("activations")[0]]
-        assert first.frame(1).tolist() == [[0.0]]
+        assert first.frame(1).tolist() == [[weight * kept]]
+        last = opened.statistics("activations")[opened.layers("activations")[-1], "sum"]
+        assert last.values == pytest.approx([2 * weight * (0 if which == "first" else 2)] * 2)
 
 
 def test_distributed_data_parallel_is_looked_through(run: str) -> None:

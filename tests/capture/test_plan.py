@@ -49,7 +49,7 @@ def test_what_must_stay_free_is_a_share_or_a_size() -> None:
         ("every", -5, "every=-5"),
         ("every", 1.5, "every=1.5"),
         ("every", True, "every=True"),
-        ("every", "epoch", "give a number of steps"),
+        ("every", "month", "every='month'"),
         ("every", {"pictures": 3}, "pictures; it may name frames, statistics, histograms"),
         ("every", {"frames": 0}, r"every\['frames'\]=0"),
         ("every", {}, "nothing"),

@@ -4,6 +4,10 @@ Each site has a ladder of takes, coarser and coarser: the samples asked for → 
 second, fourth, … channel → half precision → statistics only. One cap in bytes is lowered until the
 frames of a capture fit; every site takes its first rung under the cap, so small layers stay whole.
 Strides are powers of two, and a coarser take can always be made out of a finer one.
+
+What several ranks hold together must be cut alike on all of them, without asking: a piece of a
+sharded tensor is kept whole or not at all, which was settled at attach, and where several ranks
+write, activations and parameters have a part of the budget each.
 """
 
 from __future__ import annotations
@@ -192,6 +196,8 @@ def ladder(site: Site, *, dtype: str | None = None) -> list[Take]:
         kept = dtype
     if not shape:
         return [Take((), kept)]
+    if site.piece is not None:
+        return [Take(shape, kept)] if site.piece.framed else []
     samples = None
     if site.batched:
         samples = shape[0] if site.samples is None else min(site.samples, shape[0])
@@ -221,6 +227,53 @@ def _channels(site: Site) -> int | None:
             axis = site.layout.index(letter)
             break
     return axis if axis < len(site.shape) else None
+
+
+def fit_sites(
+    sites: Sequence[Site],
+    ladders: Sequence[Sequence[Take]],
+    budget: int,
+    *,
+    parameters: int | None = None,
+) -> list[Take | None]:
+    """Return what is kept of each site.
+
+    Parameters
+    ----------
+    sites : sequence of Site
+        In any order.
+    ladders : sequence of sequences of Take
+        One for each site.
+    budget : int
+        Bytes.
+    parameters : int, optional
+        Bytes of them that weights and gradients have, and nothing else. None: everybody shares.
+
+    Returns
+    -------
+    list of Take or None
+        One for each site; None: statistics only.
+
+    Examples
+    --------
+    >>> sites = [Site(kind=kind, layer="a") for kind in ("activations", "weights")]
+    >>> fit_sites(sites, [[Take((10,), "float32")], [Take((9,), "float32")]], 72, parameters=36)
+    [None, Take(shape=(9,), dtype='float32', samples=None, axis=0, stride=1, wanted=None)]
+    """
+    if parameters is None:
+        return fit(ladders, budget)
+    takes: list[Take | None] = [None] * len(sites)
+    numbers = range(len(sites))
+    pieces = [n for n in numbers if sites[n].piece is not None]
+    outputs = [n for n in numbers if sites[n].kind == "activations"]
+    others = [n for n in numbers if n not in {*pieces, *outputs}]
+    for number in pieces:
+        takes[number] = ladders[number][0] if ladders[number] else None
+    left = max(0, parameters - total(takes))
+    for group, room in ((outputs, budget - parameters), (others, left)):
+        for number, take in zip(group, fit([ladders[n] for n in group], room), strict=True):
+            takes[number] = take
+    return takes
 
 
 def fit(ladders: Sequence[Sequence[Take]], budget: int) -> list[Take | None]:

@@ -6,18 +6,19 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from filmstrip.capture._keywords import READERS, read_step
-from filmstrip.capture._settings import DEFAULTS
+from filmstrip.capture._settings import said_by_code
 from filmstrip.capture.errors import PlanError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from filmstrip.capture.pytorch import Capture
 
-_SWITCHES = ("statistics", "histograms", "frames", "fsync")
-_LISTS = ("steps", "kinds", "layers", "exclude", "phases")
-_WORDS: Mapping[str, tuple[str, str]] = {
+SWITCHES = ("statistics", "histograms", "frames", "fsync")
+LISTS = ("steps", "kinds", "layers", "exclude", "phases")
+WORDS: Mapping[str, tuple[str, str]] = {
     "every": ("N", "steps between captures, or statistics=10,histograms=100,frames=1000"),
     "start": ("STEP", "first step of the window"),
     "stop": ("STEP", "end of the window, not included"),
@@ -30,19 +31,23 @@ _WORDS: Mapping[str, tuple[str, str]] = {
     "histograms": ("", "bit histograms of every tensor"),
     "frames": ("", "the tensors themselves"),
     "samples": ("N", "leading samples of the batch kept in a frame"),
-    "micro_batches": ("WHICH", "first or all forward passes of a step"),
-    "phases": ("PHASE", "train or eval"),
+    "micro_batches": ("WHICH", "first, last or all forward passes of a step"),
+    "phases": ("PHASE", "mode of the model in which outputs are taken: train or eval"),
     "replicas": ("WHICH", "first or all ranks"),
     "max_capture_bytes": ("SIZE", "most bytes of frames a capture, such as 64MB"),
     "max_run_bytes": ("SIZE", "most bytes of the run, such as 20GB"),
     "min_free": ("SIZE", "what stays free on the disk, such as 5%% or 2GB"),
     "max_overhead": ("SHARE", "most of the training time, such as 0.02"),
-    "on_pressure": ("HOW", "drop, block or auto, when writing is slower than training"),
-    "if_exists": ("HOW", "auto, resume, fail, new or overwrite a run that is there"),
-    "dtype": ("DTYPE", "float16, bfloat16 or float32 for floating frames"),
-    "compression": ("CODEC", "zstd, lz4 or none"),
+    "on_pressure": ("HOW", "when writing is slower than training: drop, block or auto"),
+    "if_exists": (
+        "HOW",
+        "what to do with a run that is there: auto, resume, fail, new or overwrite",
+    ),
+    "dtype": ("DTYPE", "of floating frames: float16, bfloat16 or float32"),
+    "compression": ("CODEC", "of what is written: zstd, lz4 or none"),
     "fsync": ("", "commits that survive a loss of power"),
 }
+"""Of every keyword that a command line may say: what stands for its value, and a few words."""
 
 
 def add_capture_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -70,9 +75,9 @@ def add_capture_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentP
     group.add_argument(
         "--capture", metavar="RUN", help="write a run here; nothing is recorded without it"
     )
-    for keyword, (metavar, words) in _WORDS.items():
+    for keyword, (metavar, words) in WORDS.items():
         flag, name = f"--capture-{keyword.replace('_', '-')}", f"capture_{keyword}"
-        if keyword in _SWITCHES:
+        if keyword in SWITCHES:
             group.add_argument(
                 flag,
                 dest=name,
@@ -85,8 +90,8 @@ def add_capture_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentP
                 flag,
                 dest=name,
                 metavar=metavar,
-                type=_reader(keyword),
-                action=_Extend if keyword in _LISTS else "store",
+                type=reader(keyword),
+                action=_Extend if keyword in LISTS else "store",
                 default=argparse.SUPPRESS,
                 help=words,
             )
@@ -94,7 +99,7 @@ def add_capture_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentP
         "--capture-metadata",
         dest="capture_metadata",
         metavar="NAME=VALUE",
-        type=_pair,
+        type=read_pair,
         action="append",
         default=argparse.SUPPRESS,
         help="kept with the run; may be repeated",
@@ -127,15 +132,16 @@ class _Extend(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         before = getattr(namespace, self.dest, ())
-        setattr(namespace, self.dest, tuple(dict.fromkeys((*before, *_listed(values)))))
+        setattr(namespace, self.dest, tuple(dict.fromkeys((*before, *listed(values)))))
 
 
-def _listed(values: tuple[object, ...] | frozenset[int]) -> tuple[object, ...]:
+def listed(values: Any) -> tuple[Any, ...]:
     """Return values as a tuple, in an order that does not change."""
     return tuple(sorted(values)) if isinstance(values, frozenset) else values
 
 
-def _reader(keyword: str) -> Callable[[str], object]:
+def reader(keyword: str) -> Callable[[str], object]:
+    """Return what reads a keyword's text, with errors as argparse wants them."""
     read = READERS.get(keyword, read_step)
 
     def convert(text: str) -> object:
@@ -147,7 +153,8 @@ def _reader(keyword: str) -> Callable[[str], object]:
     return convert
 
 
-def _pair(text: str) -> tuple[str, str]:
+def read_pair(text: str) -> tuple[str, str]:
+    """Read one entry of the metadata."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
@@ -190,39 +197,54 @@ def capture_from_arguments(
     >>> capture_from_arguments(parser.parse_args([]), torch.nn.Linear(2, 1)).enabled
     False
     """
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(model, torch.nn.Module):
-        raise UnsupportedModelError(
-            f"model is a {type(model).__name__}, not a torch.nn.Module; "
-            "give the module that is trained"
-        )
-    from filmstrip.capture.pytorch import Capture
-
+    kind = _capture_for(model)
     said = {
         keyword: getattr(args, f"capture_{keyword}")
-        for keyword in (*_WORDS, "metadata", "plan", "dry_run")
+        for keyword in (*WORDS, "metadata", "plan", "dry_run")
         if hasattr(args, f"capture_{keyword}")
     }
-    code = dict(code_defaults)
+    code: dict[str, Any] = dict(code_defaults)
     probe, step, plan = code.pop("probe", None), code.pop("step", None), code.pop("plan", None)
-    if unknown := sorted(set(code) - set(DEFAULTS)):
-        raise TypeError(
-            f"capture_from_arguments() got an unexpected keyword argument {unknown[0]!r}"
-        )
+    code = said_by_code("capture_from_arguments", code)
     run = getattr(args, "capture", None)
     if run is not None:
         said["run"] = run
     if "metadata" in said:
-        said["metadata"] = {**(code.get("metadata") or {}), **dict(said["metadata"])}
+        said["metadata"] = {**(code_defaults.get("metadata") or {}), **dict(said["metadata"])}
     asked = run is not None or bool(os.environ.get("FILMSTRIP_RUN", "").strip())
     if not asked:
         code["enabled"] = False
-    return Capture._from_command(
+    capture: Capture = kind._from_command(
         model,
         optimizer,
-        {**DEFAULTS, **code},
+        code,
         plan=said.pop("plan", plan),
         command={name: value for name, value in said.items() if name != "step"},
         step=said.get("step", step),
         probe=probe,
     )
+    return capture
+
+
+def _capture_for(model: object) -> Any:
+    """Return the class of captures for a model; its framework is loaded, since the model is there.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it is a model of no framework that capture knows.
+    """
+    torch, keras, tensorflow = map(sys.modules.get, ("torch", "keras", "tensorflow"))
+    home = None
+    if keras is not None and isinstance(model, keras.Model):
+        home = "keras"
+    elif torch is not None and isinstance(model, torch.nn.Module):
+        home = "pytorch"
+    elif tensorflow is not None and isinstance(model, tensorflow.Module):
+        home = "tensorflow"
+    if home is None:
+        raise UnsupportedModelError(
+            f"model is a {type(model).__name__}, not a torch.nn.Module, a keras.Model or a "
+            "tf.Module; give what is trained"
+        )
+    return import_module(f"filmstrip.capture.{home}").Capture

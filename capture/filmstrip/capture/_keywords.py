@@ -6,16 +6,47 @@ and returns it in one form, or raises PlanError with the keyword, the value and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from operator import index
+from typing import TypedDict
 
-from filmstrip.capture._schedule import Tiers
+from filmstrip.capture._schedule import EPOCH, Tiers
 from filmstrip.capture._size import parse_share, parse_size
 from filmstrip.capture.errors import PlanError
 
 KINDS = ("activations", "weights", "gradients")
 _DTYPES = ("float16", "bfloat16", "float32")
+
+
+class Keywords(TypedDict, total=False):
+    """What the captures of all frameworks are told by keyword; see `Plan` for what it means."""
+
+    every: int | Mapping[str, int] | str
+    start: int
+    stop: int | None
+    steps: Collection[int] | None
+    kinds: str | Sequence[str]
+    layers: str | Sequence[str]
+    exclude: str | Sequence[str]
+    statistics: bool
+    histograms: bool
+    frames: bool
+    samples: int
+    micro_batches: str
+    phases: str | Sequence[str]
+    replicas: str
+    max_capture_bytes: int | str
+    max_run_bytes: int | str
+    min_free: int | float | str
+    max_overhead: float | None
+    on_pressure: str
+    if_exists: str
+    dtype: str | None
+    compression: str | None
+    fsync: bool
+    metadata: Mapping[str, object] | None
+    dry_run: bool
 
 
 def _whole(keyword: str, value: object, minimum: int) -> int:
@@ -35,19 +66,16 @@ def _items(value: object) -> list[object]:
     return list(value) if isinstance(value, Iterable) else [value]
 
 
-def read_every(keyword: str, value: object) -> int | dict[str, int]:
-    """Read an interval in steps, or one for each tier.
+def read_every(keyword: str, value: object) -> int | dict[str, int] | str:
+    """Read an interval in steps, or one for each tier, or that epochs count instead.
 
     Examples
     --------
     >>> read_every("every", "statistics=10, frames=1000")
     {'statistics': 10, 'frames': 1000}
     """
-    if isinstance(value, str) and value == "epoch":
-        raise PlanError(
-            f"{keyword}='epoch' needs a trainer that knows epochs; "
-            f"give a number of steps, such as {keyword}=100"
-        )
+    if isinstance(value, str) and value == EPOCH:
+        return EPOCH
     if isinstance(value, str) and "=" in value:
         parts = [str(item).partition("=") for item in _items(value)]
         value = {tier.strip(): interval.strip() for tier, _, interval in parts}
@@ -162,7 +190,7 @@ READERS: Mapping[str, Callable[[str, object], object]] = {
     "histograms": read_flag,
     "frames": read_flag,
     "samples": read_count,
-    "micro_batches": one_of("first", "all"),
+    "micro_batches": one_of("first", "last", "all"),
     "phases": some_of("train", "eval"),
     "replicas": one_of("first", "all"),
     "max_capture_bytes": parse_size,

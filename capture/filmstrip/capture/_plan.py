@@ -20,7 +20,7 @@ class Plan:
 
     Parameters
     ----------
-    every : int or mapping, optional
+    every : int, mapping or ``"epoch"``, optional
         Steps between captures; or one interval each for statistics, histograms and frames, of which
         those not named are not taken.
     start, stop : int, optional
@@ -67,7 +67,7 @@ class Plan:
     {'every': 100, 'layers': ('conv*',)}
     """
 
-    every: int | Mapping[str, int] | None = None
+    every: int | Mapping[str, int] | str | None = None
     start: int | None = None
     stop: int | None = None
     steps: Collection[int] | None = None
@@ -133,10 +133,36 @@ class Plan:
         if isinstance(source, Plan):
             return source
         if isinstance(source, Mapping):
-            return cls._of_mapping(source, "the plan")
+            return cls.from_dict(source)
         if not isinstance(source, str | PathLike):
             raise PlanError(f"plan={source!r} is not a Plan, a mapping or the path of a TOML file")
         return cls._of_file(fspath(source))
+
+    @classmethod
+    def from_dict(cls, keywords: Mapping[str, object]) -> Plan:
+        """Return a plan from keywords by name, as a configuration file's reader gives them.
+
+        Parameters
+        ----------
+        keywords : mapping of str to object
+            Any of the keywords; None leaves one undecided.
+
+        Returns
+        -------
+        Plan
+            The plan.
+
+        Raises
+        ------
+        PlanError
+            If a keyword is unknown, or a value cannot be used.
+
+        Examples
+        --------
+        >>> Plan.from_dict({"every": 50, "layers": "conv*"}).layers
+        ('conv*',)
+        """
+        return cls._of_mapping(keywords, "the plan")
 
     @classmethod
     def _of_file(cls, path: str) -> Plan:

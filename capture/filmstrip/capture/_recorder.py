@@ -30,6 +30,8 @@ class Limits:
         dtype that floating frames are converted to.
     block : float
         Seconds to wait for a free slot before a due step is dropped.
+    parameter_bytes : int or None
+        Bytes of them that weights and gradients have to themselves; None: everybody shares.
     overhead : float or None
         Share of the time that capture may cost.
     needs : frozenset of str
@@ -42,6 +44,7 @@ class Limits:
 
     capture_bytes: int
     dtype: str | None = None
+    parameter_bytes: int | None = None
     block: float = 0.0
     overhead: float | None = None
     needs: frozenset[str] = frozenset()
@@ -116,6 +119,11 @@ class Recorder(Generic[T]):
         self._seconds = 0.0
         self._closed = False
 
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing was handed over yet."""
+        return self._last < 0
+
     def due(self, step: int) -> Tiers:
         """Return what will be taken at a step, as things stand."""
         if self.paused or self._closed or self._ledger.full:
@@ -160,7 +168,11 @@ class Recorder(Generic[T]):
         if self._plan is None:
             limits = self._limits
             self._survey = Survey(
-                self._stage, budget=limits.capture_bytes, dtype=limits.dtype, tiers=self.tiers
+                self._stage,
+                budget=limits.capture_bytes,
+                dtype=limits.dtype,
+                parameters=limits.parameter_bytes,
+                tiers=self.tiers,
             )
             return True
         self._slot = self._pump.arm(timeout=self._limits.block)
@@ -199,8 +211,8 @@ class Recorder(Generic[T]):
         if site not in self._taken:
             self._ledger.lose(
                 "skipped",
-                f"{reason} {site}",
-                f"{self._name(site)} {reason}; not kept at step {self.step}",
+                reason,
+                f"{self._name(site)} {reason}; not kept at step {self.step}, nor is what is alike",
             )
 
     def forget(self, kind: str) -> None:
@@ -294,7 +306,7 @@ class Recorder(Generic[T]):
         if self._limits.dry:
             self._closed = True
             return
-        self._slots = [self._stage.slot(plan.nbytes) for _ in range(_SLOTS)]
+        self._slots = list(self._stage.ring(_SLOTS, plan.nbytes))
         self._pump.provide(_SLOTS)
         self._slot = self._pump.arm(timeout=0.0)
         assert self._slot is not None
@@ -318,11 +330,18 @@ class Recorder(Generic[T]):
         self._slot, self._taken, self._last = None, {}, self.step
         self._pump.submit(RowJob(row, slot, self._sink))
 
+    def leave(self) -> None:
+        """Take nothing any more, and touch nothing: this process was forked from the one that may.
+
+        No lock is taken, which somebody may have held at the fork, and no memory is let go of: to
+        unlock its pages, a device would have to be asked that only the parent can speak to.
+        """
+        self._closed, self.on = True, False
+
     def close(self) -> None:
         """Take nothing any more, and let go of all memory.
 
-        Training may be in the middle of a step, in another thread. No lock is taken: a process that
-        was forked while somebody held one calls this, too.
+        Training may be in the middle of a step, in another thread.
         """
-        self._closed, self.on = True, False
+        self.leave()
         self._survey, self._slot, self._slots = None, None, []

@@ -26,7 +26,7 @@ def say(text: str) -> None:
             sys.stderr.flush()
 
 
-def attach_line(layers: Mapping[str, int], settings: Settings, *, path: str) -> str:
+def attach_line(layers: Mapping[str, int], settings: Settings, *, path: str, writers: int) -> str:
     """Return the line at attach: how many layers of each kind go where, and when.
 
     Parameters
@@ -37,12 +37,28 @@ def attach_line(layers: Mapping[str, int], settings: Settings, *, path: str) -> 
         What was asked for.
     path : str
         The run.
+    writers : int
+        Ranks that write to it.
     """
+    ranks = f" from {writers} ranks" if writers > 1 else ""
     kinds = ", ".join(f"{number} {kind}" for kind, number in layers.items() if number)
-    return f"capturing {kinds} to {path} {settings.schedule.text}"
+    return f"capturing {kinds} to {path}{ranks} {settings.schedule.text}"
 
 
-def survey_lines(plan: Blueprint, settings: Settings, *, unfired: Sequence[str]) -> str:
+def spared(settings: Settings, least: int) -> Settings:
+    """Return settings with statistics every `least` steps at most; say so where that is fewer."""
+    sparing = settings.sparing(least)
+    if sparing is not settings:
+        say(
+            f"on an accelerator statistics every {least} steps at most do not hold up training; "
+            f"taking {sparing.schedule.text}"
+        )
+    return sparing
+
+
+def survey_lines(
+    plan: Blueprint, settings: Settings, *, unfired: Sequence[str], writers: int = 1
+) -> str:
     """Return what the survey found: bytes and files, what was degraded, what never fired."""
     nbytes = plan.frame_bytes
     frames = [
@@ -50,7 +66,7 @@ def survey_lines(plan: Blueprint, settings: Settings, *, unfired: Sequence[str])
     ]
     lines = [f"a capture adds {len(frames)} frames, {size_text(nbytes)} and {_files(frames)}"]
     if frames and nbytes:
-        captures = settings.max_run_bytes // nbytes
+        captures = settings.max_run_bytes // writers // nbytes
         limit = size_text(settings.max_run_bytes)
         lines[0] += f"; max_run_bytes={limit} leaves room for at least {captures:,} captures"
     degraded = list(_degraded(plan))
@@ -67,7 +83,7 @@ def survey_lines(plan: Blueprint, settings: Settings, *, unfired: Sequence[str])
     if unfired:
         lines.append(
             f"nothing came from {_some(unfired, ', ')}: not called in the first captured step, or "
-            "compiled; name the enclosing module in layers to see its output"
+            "in a way that hooks do not see"
         )
     return "\n".join(lines)
 

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy.typing as npt
 
 from filmstrip.capture._budget import Blueprint
 from filmstrip.capture._schedule import Tiers
 from filmstrip.capture._seams import Slot
+
+
+class Kept(Protocol):
+    """An array, or what becomes one in the writer thread."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+
+    def __array__(self) -> npt.NDArray[Any]:
+        """Return the array; writer thread."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,9 @@ class Tiers(NamedTuple):
         return Tiers(*(mine and its for mine, its in zip(self, other, strict=True)))
 
 
+EPOCH = "epoch"
+"""What the keyword ``every`` says where steps that begin an epoch are due."""
+
 NOTHING = Tiers()
 EVERYTHING = Tiers(True, True, True)
 
@@ -35,6 +38,8 @@ class Schedule:
         Window of steps, half open.
     steps : collection of int, optional
         Due at exactly these steps instead, within the window.
+    epochs : collection of int, optional
+        Due where an epoch begins instead: at these steps, which a trainer adds as it goes.
 
     Examples
     --------
@@ -48,6 +53,7 @@ class Schedule:
     start: int = 0
     stop: int | None = None
     steps: Collection[int] | None = None
+    epochs: Collection[int] | None = None
 
     def due(self, step: int) -> Tiers:
         """Return the tiers due at a step.
@@ -60,7 +66,8 @@ class Schedule:
         def falls(interval: int | None) -> bool:
             if interval is None:
                 return False
-            return step % interval == 0 if self.steps is None else step in self.steps
+            chosen = self.steps if self.steps is not None else self.epochs
+            return step % interval == 0 if chosen is None else step in chosen
 
         histograms = falls(self.histograms)
         return Tiers(falls(self.frames), falls(self.statistics) or histograms, histograms)
@@ -87,6 +94,8 @@ class Schedule:
         }
         if self.steps is not None:
             words = f"at {len(self.steps)} step{'s' * (len(self.steps) != 1)}"
+        elif self.epochs is not None:
+            words = "at the first step of each epoch"
         elif len(set(intervals.values())) == 1:
             words = _every(next(iter(intervals.values())))
         else:
@@ -103,7 +112,7 @@ def _every(interval: int) -> str:
 
 
 def schedule_of(
-    every: int | Mapping[str, int],
+    every: int | Mapping[str, int] | str,
     *,
     wanted: Tiers,
     start: int = 0,
@@ -114,18 +123,46 @@ def schedule_of(
 
     Examples
     --------
-    >>> schedule_of({"frames": 100}, wanted=EVERYTHING)
-    Schedule(frames=100, statistics=None, histograms=None, start=0, stop=None, steps=None)
+    >>> schedule_of({"frames": 100}, wanted=EVERYTHING)  # doctest: +ELLIPSIS
+    Schedule(frames=100, statistics=None, ..., steps=None, epochs=None)
     """
-    intervals = every if isinstance(every, Mapping) else dict.fromkeys(Tiers._fields, every)
+    every_epoch = every == EPOCH
+    if not isinstance(every, Mapping):
+        every = dict.fromkeys(Tiers._fields, 1 if isinstance(every, str) else every)
     return Schedule(
-        frames=intervals.get("frames") if wanted.frames else None,
-        statistics=intervals.get("statistics") if wanted.statistics else None,
-        histograms=intervals.get("histograms") if wanted.histograms else None,
+        frames=every.get("frames") if wanted.frames else None,
+        statistics=every.get("statistics") if wanted.statistics else None,
+        histograms=every.get("histograms") if wanted.histograms else None,
         start=start,
         stop=stop,
         steps=None if steps is None else frozenset(steps),
+        epochs=frozenset() if every_epoch else None,
     )
+
+
+def thinned(
+    every: int | Mapping[str, int] | str, *, wanted: Tiers, least: int
+) -> int | Mapping[str, int] | str:
+    """Return intervals of which those of statistics and histograms are not too short.
+
+    One that is becomes its first multiple that is not; epochs are long enough.
+
+    Examples
+    --------
+    >>> thinned(4, wanted=EVERYTHING, least=10)
+    {'frames': 4, 'statistics': 12, 'histograms': 12}
+    >>> thinned(100, wanted=EVERYTHING, least=10)
+    100
+    """
+    if isinstance(every, str):
+        return every
+    intervals = every if isinstance(every, Mapping) else dict.fromkeys(Tiers._fields, every)
+    result = {
+        name: interval if name == "frames" else interval * -(-least // interval)
+        for name, interval in intervals.items()
+        if getattr(wanted, name)
+    }
+    return result if any(result[name] != intervals[name] for name in result) else every
 
 
 class Thrift:

@@ -10,8 +10,8 @@ Calls, in order, and who makes them:
 6. ``Stage.wait()``      writer thread; only then may the slot be read
 7. ``Tap.remove()``      training thread, at close, then ``Recorder.close()``
 
-The first due step is the survey: ``Stage.slot()`` is called for each tensor then, and once for each
-slot of the ring at its end; never again.
+The first due step is the survey: ``Stage.slot()`` is called for each tensor then, and
+``Stage.ring()`` once at its end; neither is ever called again.
 """
 
 from __future__ import annotations
@@ -42,6 +42,27 @@ Tin = TypeVar("Tin", bound=TensorLike, contravariant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What a rank holds of a tensor that is spread over ranks.
+
+    Parameters
+    ----------
+    global_shape, offset : tuple of int
+        Shape of all of the tensor, and where the piece begins in it.
+    mesh, placements : tuple of str
+        How it is spread, in the framework's words.
+    framed : bool
+        Whether frames are kept; ranks must decide alike, since a frame is made of all pieces.
+    """
+
+    global_shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    mesh: tuple[str, ...]
+    placements: tuple[str, ...]
+    framed: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """A place where tensors are taken: one layer of one kind.
 
@@ -67,6 +88,8 @@ class Site:
         Further names of the same tensor.
     tiers : Tiers
         What may be taken here.
+    piece : Piece or None
+        Where the tensor lies in one that is spread over ranks.
     """
 
     kind: str
@@ -79,6 +102,7 @@ class Site:
     original: str = ""
     aliases: tuple[str, ...] = ()
     tiers: Tiers = EVERYTHING
+    piece: Piece | None = None
 
 
 class Slot(Protocol):
@@ -103,7 +127,10 @@ class Stage(Protocol[Tin]):
         """Return the name of a tensor's dtype, as ``"float32"``."""
 
     def slot(self, nbytes: int) -> Slot:
-        """Allocate a slot."""
+        """Allocate a slot for one tensor of the survey."""
+
+    def ring(self, slots: int, nbytes: int) -> Sequence[Slot]:
+        """Allocate the slots of the ring, in the memory to which copies are fastest."""
 
     def put(self, slot: Slot, order: Order, tensor: Tin) -> None:
         """Extract and copy on the current stream; never waits for the device."""

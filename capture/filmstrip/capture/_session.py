@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
-
-import numpy.typing as npt
 
 from filmstrip.capture import _report
 from filmstrip.capture._budget import Blueprint
 from filmstrip.capture._ledger import Ledger
 from filmstrip.capture._pump import Job, Pump
 from filmstrip.capture._recorder import Limits, Recorder
-from filmstrip.capture._row import Row
+from filmstrip.capture._row import Kept, Row
+from filmstrip.capture._schedule import EPOCH
 from filmstrip.capture._seams import Stage, T, Tap
 from filmstrip.capture._settings import Settings
-from filmstrip.capture.errors import CaptureError
+from filmstrip.capture.errors import CaptureError, PlanError
 
 if TYPE_CHECKING:
     from filmstrip.capture._sink import RunSink
@@ -44,11 +44,25 @@ class _Scalars:
 
 
 @dataclass(frozen=True, slots=True)
+class _Rewind:
+    sink: RunSink
+    step: int
+    slot: None = None
+
+    @property
+    def name(self) -> str:
+        return f"going back to step {self.step}"
+
+    def write(self) -> None:
+        self.sink.rewind(self.step)
+
+
+@dataclass(frozen=True, slots=True)
 class _Frames:
     sink: RunSink
     kind: str
     step: int
-    frames: Mapping[str, tuple[npt.NDArray[Any], FrameSpec]]
+    frames: Mapping[str, tuple[Kept, FrameSpec]]
     slot: None = None
 
     @property
@@ -59,11 +73,47 @@ class _Frames:
         self.sink.whole(self.kind, self.step, self.frames)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A run that rank 0 made, for the ranks that write to it with it."""
+
+    path: str
+    run_id: str
+    attempt: int
+    first_step: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Company:
+    """The ranks that train together, seen from one of them.
+
+    Parameters
+    ----------
+    rank, ranks : int
+        This one, and how many there are.
+    writers : tuple of int
+        Those that write.
+    together : bool
+        Whether others than the first may write.
+    outputs : bool
+        Whether this one takes activations.
+    made : Made, optional
+        What rank 0 made, for the others.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    writers: tuple[int, ...] = (0,)
+    together: bool = False
+    outputs: bool = True
+    made: Made | None = None
+
+
 class _Nowhere:
-    """The sink of a dry run, which never hands anything over."""
+    """The sink of a session that has nothing to write to, and hands nothing over."""
 
     def write(self, row: Row) -> None:
-        raise AssertionError(f"step {row.step} of a dry run was handed over")
+        raise AssertionError(f"step {row.step} was handed over, and there is no run")
 
     def lose(self, step: int) -> None:
         """Do nothing."""
@@ -82,11 +132,16 @@ class Session(Generic[T]):
         As ``"pytorch 2.13"``.
     first_step : int or None
         First step of this attempt, when it is known.
-    ranks : int
-        How many ranks train together.
+    company : Company
+        The ranks that train together. On others than the first, a store that cannot be made is a
+        loss, not an error: the others have begun to train.
+    epochs : collection of int, optional
+        Steps at which an epoch began, to which the adapter adds; None: it knows none.
 
     Raises
     ------
+    PlanError
+        If captures are asked for by epochs, which nobody knows.
     StoreError
         If the run cannot be created.
     """
@@ -98,21 +153,32 @@ class Session(Generic[T]):
         stage: Stage[T],
         framework: str,
         first_step: int | None,
-        ranks: int,
+        company: Company,
+        epochs: Collection[int] | None = None,
     ) -> None:
-        self.settings, self.ledger = settings, Ledger()
+        if settings.every == EPOCH and epochs is None:
+            raise PlanError(
+                "every='epoch' needs a trainer that knows epochs; "
+                "give a number of steps, such as every=100"
+            )
+        schedule = replace(settings.schedule, epochs=epochs if settings.every == EPOCH else None)
+        self.settings, self.ledger, self._company = settings, Ledger(), company
         self.path = settings.run
-        self._sink = None if settings.dry_run else self._create(framework, first_step)
+        self.made: Made | None = None
+        self._sink = None if settings.dry_run else self._created(framework, first_step)
         self._pump = Pump(self._finish, ledger=self.ledger)
-        blocks = settings.on_pressure == "block" or (settings.on_pressure == "auto" and ranks == 1)
+        blocks = settings.on_pressure == "block" or (
+            settings.on_pressure == "auto" and company.ranks == 1
+        )
         self.recorder: Recorder[T] = Recorder(
-            settings.schedule,
+            schedule,
             limits=Limits(
                 settings.max_capture_bytes,
                 dtype=settings.dtype,
+                parameter_bytes=parameter_bytes(settings) if company.together else None,
                 block=_LONGEST_BLOCK if blocks else 0.0,
                 overhead=settings.max_overhead,
-                needs=frozenset({"activations"} & set(settings.kinds)),
+                needs=frozenset({"activations"} & set(settings.kinds) if company.outputs else ()),
                 patience=3 if "train" in settings.phases else None,
                 dry=settings.dry_run,
             ),
@@ -126,28 +192,59 @@ class Session(Generic[T]):
         if self._sink is not None:
             self._sink.queued = lambda: self._pump.queued
 
+    def _created(self, framework: str, first_step: int | None) -> RunSink | None:
+        if self._company.made is None:
+            return self._create(framework, first_step)
+        try:
+            return self._create(framework, self._company.made.first_step)
+        except Exception as error:
+            where = f"rank {self._company.rank} records nothing"
+            self.ledger.fail("failed", where, error)
+            self.ledger.full = True
+            return None
+
     def _create(self, framework: str, first_step: int | None) -> RunSink:
         # The store imports zarr, which a training script pays for only when it captures.
         from filmstrip.capture._sink import RunSink
         from filmstrip.store import create_run
+        from filmstrip.store._names import METADATA
 
-        settings = self.settings
+        settings, company, made = self.settings, self._company, self._company.made
+        if_exists = settings.if_exists
+        if made is not None and if_exists != "overwrite":
+            if_exists = "resume" if made.attempt > 1 else "fail"
         run = create_run(
-            settings.run,
+            settings.run if made is None else made.path,
             metadata=settings.metadata,
             framework=framework.partition(" ")[0],
             plan=settings.plan(),
-            if_exists=settings.if_exists,  # type: ignore[arg-type]  # one of the store's words
+            if_exists=if_exists,  # type: ignore[arg-type]  # one of the store's words
             first_step=first_step,
+            rank=company.rank,
+            world_size=company.ranks if company.together else 1,
+            writers=company.writers if company.together else None,
+            run_id=None if made is None else made.run_id,
             compression=settings.compression,  # type: ignore[arg-type]
             fsync=settings.fsync,
         )
         self.path = str(run.path)
+        if made is not None and not (Path(made.path) / METADATA).exists():
+            _LOGGER.warning(
+                "filmstrip: rank %d does not see %s, where rank 0 writes; its part of the run is "
+                "at %s on this host, to be copied there",
+                company.rank,
+                made.path,
+                self.path,
+            )
+        self.made = Made(
+            path=self.path, run_id=run.run_id, attempt=run.attempt, first_step=first_step
+        )
         return RunSink(
             run,
             ledger=self.ledger,
             framework=framework,
             max_run_bytes=settings.max_run_bytes,
+            writers=len(company.writers),
             min_free=settings.min_free,
         )
 
@@ -175,16 +272,28 @@ class Session(Generic[T]):
         for site in tap.sites():
             self.recorder.add(site)
 
+        writers = len(self._company.writers)
+
         def surveyed(plan: Blueprint) -> None:
             if self.settings.dry_run:
                 _report.say(_report.table(plan, self.settings))
             else:
-                _report.say(_report.survey_lines(plan, self.settings, unfired=unfired()))
+                _report.say(
+                    _report.survey_lines(plan, self.settings, unfired=unfired(), writers=writers)
+                )
 
-        self.recorder.surveyed = surveyed
-        if not self.settings.dry_run:
-            _report.say(_report.attach_line(layers, self.settings, path=self.path))
+        if self._company.rank == 0:
+            self.recorder.surveyed = surveyed
+            if not self.settings.dry_run:
+                _report.say(
+                    _report.attach_line(layers, self.settings, path=self.path, writers=writers)
+                )
         tap.install(self.recorder)
+
+    def rewind(self, step: int) -> None:
+        """Queue that the run goes back to a step, before anything else is written to it."""
+        if self._sink is not None and self.recorder.fresh:
+            self._pump.submit(_Rewind(self._sink, step))
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Queue scalars; they are turned into floats by the writer thread."""
@@ -192,15 +301,15 @@ class Session(Generic[T]):
             lambda sink: _Scalars(sink, step, values), "scalars", step=step, number=len(values)
         )
 
-    def frames(
-        self, kind: str, step: int, frames: Mapping[str, tuple[npt.NDArray[Any], FrameSpec]]
-    ) -> None:
+    def frames(self, kind: str, step: int, frames: Mapping[str, tuple[Kept, FrameSpec]]) -> None:
         """Queue frames that did not pass through a slot."""
         self._submit(
             lambda sink: _Frames(sink, kind, step, frames), kind, step=step, number=len(frames)
         )
 
     def _submit(self, job: Callable[[RunSink], Job], kind: str, *, step: int, number: int) -> None:
+        if self._company.rank:
+            return  # numbers and images are those of the first rank
         newest = self._newest.setdefault(kind, step)
         if step < newest:
             self.ledger.lose(
@@ -250,3 +359,8 @@ class Session(Generic[T]):
                 "the optimizer given to capture must be the one that steps, in this process",
                 self.path,
             )
+
+
+def parameter_bytes(settings: Settings) -> int:
+    """Return the bytes of a capture that weights and gradients have where several ranks write."""
+    return settings.max_capture_bytes // (2 if "activations" in settings.kinds else 1)

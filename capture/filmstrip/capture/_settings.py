@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from os import PathLike, fspath
 from typing import cast
 
 from filmstrip.capture._keywords import READERS, read_flag
 from filmstrip.capture._plan import Plan, PlanLike
-from filmstrip.capture._schedule import Schedule, Tiers, schedule_of
+from filmstrip.capture._schedule import Schedule, Tiers, schedule_of, thinned
 from filmstrip.capture._size import parse_size
 from filmstrip.capture.errors import PlanError
 
@@ -29,7 +29,7 @@ class Settings:
     run: str
     dry_run: bool
     metadata: Mapping[str, object]
-    every: int | Mapping[str, int]
+    every: int | Mapping[str, int] | str
     start: int
     stop: int | None
     steps: frozenset[int] | None
@@ -65,6 +65,14 @@ class Settings:
             self.every, wanted=self.wanted, start=self.start, stop=self.stop, steps=self.steps
         )
 
+    def sparing(self, least: int) -> Settings:
+        """Return settings whose statistics and histograms are due every `least` steps at most.
+
+        A list of steps is left as it is.
+        """
+        every = thinned(self.every, wanted=self.wanted, least=least)
+        return self if every is self.every else replace(self, every=every)
+
     def plan(self) -> dict[str, object]:
         """Return what the store keeps of the plan: plain values, by keyword."""
         said = {keyword: getattr(self, keyword) for keyword in READERS}
@@ -80,6 +88,19 @@ def switched_off(environment: Mapping[str, str]) -> bool:
     (True, False)
     """
     return environment.get("FILMSTRIP", "").strip().lower() in _OFF
+
+
+def said_by_code(caller: str, keywords: Mapping[str, object]) -> dict[str, object]:
+    """Return a value for every keyword, the default where the code says none.
+
+    Raises
+    ------
+    TypeError
+        If a keyword is unknown.
+    """
+    if unknown := sorted(set(keywords) - set(DEFAULTS)):
+        raise TypeError(f"{caller}() got an unexpected keyword argument {unknown[0]!r}")
+    return {**DEFAULTS, **keywords}
 
 
 def settle(

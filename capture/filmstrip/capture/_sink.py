@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from filmstrip.capture._budget import Blueprint
 from filmstrip.capture._ledger import Ledger
-from filmstrip.capture._row import Row
+from filmstrip.capture._row import Kept, Row
 from filmstrip.capture._size import size_text
 from filmstrip.capture._survey import view
 from filmstrip.store._bits import ascending
 from filmstrip.store._frame import FrameSpec
+from filmstrip.store._names import RANKS
 
 if TYPE_CHECKING:
     from filmstrip.store._recording import RunWriter
@@ -54,6 +55,8 @@ class RunSink:
         Goes into every layer's metadata.
     max_run_bytes : int
         Frames end when the run holds so many bytes.
+    writers : int
+        Ranks that write to the run; each may fill its share of it.
     min_free : int or float
         Frames end when fewer bytes, or a smaller share of the disk, are free.
     """
@@ -65,15 +68,19 @@ class RunSink:
         ledger: Ledger,
         framework: str,
         max_run_bytes: int,
+        writers: int,
         min_free: int | float,
     ) -> None:
         self._run, self._ledger, self._framework = run, ledger, framework
-        self._max_run_bytes, self._min_free = max_run_bytes, min_free
+        self._max_run_bytes, self._min_free = max_run_bytes // writers, min_free
+        share = f" (a rank's share of {size_text(max_run_bytes)})" if writers > 1 else ""
+        self._full = f"the run holds max_run_bytes={size_text(self._max_run_bytes)}{share}"
         self._plan: Blueprint | None = None
         self._kinds: dict[str, _Kind] = {}
         self._written = self._rows = self._looked_up = 0
         self._last_step: int | None = None
-        self._told: dict[str, int] = {}
+        self._told: dict[str, int] = {}  # losses, up to the last row of health
+        self._told_before: dict[str, int] = {}  # and up to the one before
         self.queued: Callable[[], int] = lambda: 0
 
     def write(self, row: Row) -> None:
@@ -113,15 +120,17 @@ class RunSink:
         """Write scalars."""
         self._run.log(step, values)
 
-    def whole(
-        self, kind: str, step: int, frames: Mapping[str, tuple[npt.NDArray[Any], FrameSpec]]
-    ) -> None:
+    def whole(self, kind: str, step: int, frames: Mapping[str, tuple[Kept, FrameSpec]]) -> None:
         """Write frames that did not pass through a slot: images, and a probe's inputs."""
         if not self._room():
             return
         writer = self._run.writer(kind, {layer: spec for layer, (_, spec) in frames.items()})
         writer.append(step, {layer: array for layer, (array, _) in frames.items()})
         self._written += sum(array.nbytes for array, _ in frames.values())
+
+    def rewind(self, step: int) -> None:
+        """Take back the rows at and behind a step."""
+        self._run.rewind(step)
 
     def close(self) -> None:
         """Close the run; losses that no row told of yet are added to the last one."""
@@ -159,6 +168,7 @@ class RunSink:
         assert order.take is not None
         take = order.take
         layout = site.layout if site.layout and len(site.layout) == len(take.shape) else None
+        piece = site.piece
         return FrameSpec(
             take.shape,
             take.dtype,
@@ -170,6 +180,10 @@ class RunSink:
             aliases=site.aliases,
             take=None if take.samples is None else f"first {take.samples} samples",
             degraded=take.degraded(site.dtype),
+            global_shape=None if piece is None else piece.global_shape,
+            offset=None if piece is None else piece.offset,
+            mesh=None if piece is None else piece.mesh,
+            placements=None if piece is None else piece.placements,
         )
 
     def _write_frames(self, kind: _Kind, row: Row) -> int:
@@ -208,7 +222,7 @@ class RunSink:
                 f"only {size_text(usage.free)} are free (min_free is {size_text(floor)})"
             )
         elif self._size() >= self._max_run_bytes:
-            self._ledger.end_frames(f"the run holds max_run_bytes={size_text(self._max_run_bytes)}")
+            self._ledger.end_frames(self._full)
         return not self._ledger.frames_over
 
     def _size(self) -> int:
@@ -221,16 +235,19 @@ class RunSink:
 
     def _health(self, step: int, cost: Mapping[str, float]) -> None:
         losses = self._ledger.snapshot()
-        self._run.log_health(step, {**cost, **losses})
+        if step != self._last_step:
+            self._told_before = self._told
+        news = {name: number - self._told_before.get(name, 0) for name, number in losses.items()}
+        self._run.log_health(step, {**cost, **news})
         self._last_step, self._told = step, losses
 
 
 def _bytes_below(folder: str | PathLike[str]) -> int:
-    """Return what a folder takes on the disk; files may come and go meanwhile."""
+    """Return what a store takes on the disk, without the ranks' below it; files come and go."""
     found = 0
     for path in Path(folder).rglob("*"):
         with contextlib.suppress(OSError):
-            if path.is_file():
+            if path.is_file() and path.relative_to(folder).parts[0] != RANKS:
                 found += path.stat().st_blocks * 512
     return found
 

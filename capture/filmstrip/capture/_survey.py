@@ -21,7 +21,7 @@ from filmstrip.capture._budget import (
     Order,
     Take,
     blueprint,
-    fit,
+    fit_sites,
     ladder,
     total,
 )
@@ -51,23 +51,35 @@ class Survey(Generic[T]):
         Bytes that the frames of a capture may take.
     dtype : str or None
         dtype that floating frames are converted to.
+    parameters : int or None
+        Bytes of the budget that weights and gradients have to themselves; see `fit_sites`.
     tiers : Tiers
         What is due at this step.
     """
 
-    def __init__(self, stage: Stage[T], *, budget: int, dtype: str | None, tiers: Tiers) -> None:
+    def __init__(
+        self,
+        stage: Stage[T],
+        *,
+        budget: int,
+        dtype: str | None,
+        parameters: int | None,
+        tiers: Tiers,
+    ) -> None:
         self._stage, self._budget, self._dtype, self._tiers = stage, budget, dtype, tiers
+        self._parameters = parameters
+        self._sites: dict[int, Site] = {}
         self._pieces: dict[int, _Piece] = {}
         self._ladders: dict[int, list[Take]] = {}
         self._takes: dict[int, Take | None] = {}
 
     def take(self, number: int, site: Site, tensor: T) -> int:
         """Take what is due of a tensor, whose shape its site has by now; return samples kept."""
-        self._ladders[number] = ladder(site, dtype=self._dtype)
-        rungs = self._ladders[number]
+        self._sites[number] = site
+        rungs = self._ladders[number] = ladder(site, dtype=self._dtype)
         first = rungs[0] if rungs else None
         self._takes[number] = first
-        if total(self._takes.values()) > self._budget:
+        if self._parameters is not None or total(self._takes.values()) > self._budget:
             self._lower()
         take = self._takes[number]
         order = _alone(number, site, take).only(self._tiers)
@@ -80,11 +92,19 @@ class Survey(Generic[T]):
 
     def _lower(self) -> None:
         """Fit what is known so far, and make coarser what was taken already."""
-        takes = fit(list(self._ladders.values()), self._budget)
-        self._takes = dict(zip(self._ladders, takes, strict=True))
+        self._takes = self._fitted()
         self._stage.wait(self._stage.fence())
         for number, piece in self._pieces.items():
             self._coarsen(piece, self._takes[number])
+
+    def _fitted(self) -> dict[int, Take | None]:
+        takes = fit_sites(
+            list(self._sites.values()),
+            list(self._ladders.values()),
+            self._budget,
+            parameters=self._parameters,
+        )
+        return dict(zip(self._ladders, takes, strict=True))
 
     def _coarsen(self, piece: _Piece, take: Take | None) -> None:
         old = piece.order.take
@@ -107,9 +127,9 @@ class Survey(Generic[T]):
         """
         for number, site in enumerate(sites):
             if number not in self._ladders:
+                self._sites[number] = site
                 self._ladders[number] = ladder(site, dtype=self._dtype)
-        fitted = fit(list(self._ladders.values()), self._budget)
-        takes = dict(zip(self._ladders, fitted, strict=True))
+        takes = self._fitted()
         for number, piece in self._pieces.items():
             self._coarsen(piece, takes[number])
         return blueprint(sites, [takes[number] for number in range(len(sites))])

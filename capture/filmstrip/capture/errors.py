@@ -5,11 +5,13 @@
     CaptureError                              raised by close(): the message says what was lost
     ├── PlanError             (ValueError)    correct the keyword, flag, variable or plan named
     ├── UnsupportedModelError (TypeError)     attach to what is named instead
-    └── AlreadyCompiledError  (RuntimeError)  attach to the model as it was before compiling
+    ├── AlreadyCompiledError  (RuntimeError)  attach before compiling ahead of time
+    └── CheckpointError       (ValueError)    correct the path or the step, or save weights alone
 
-All but the first are raised when capture is attached, before training starts. What the store
-refuses at attach (a run that exists, a path that cannot be written) comes through as its own
-StoreError. Once training runs, capture raises nothing until `close()`.
+CheckpointError is raised by `filmstrip ingest`; the others but the first when capture is attached,
+before training starts. What the store refuses at attach (a run that exists, a path that cannot be
+written) comes through as its own StoreError. Once training runs, capture raises nothing until
+`close()`.
 """
 
 from __future__ import annotations
@@ -28,4 +30,8 @@ class UnsupportedModelError(CaptureError, TypeError):
 
 
 class AlreadyCompiledError(CaptureError, RuntimeError):
-    """Raised when a model was compiled before capture was attached, so that no tap would fire."""
+    """Raised when a model was compiled ahead of time, so that no tap would fire."""
+
+
+class CheckpointError(CaptureError, ValueError):
+    """Raised when a saved model cannot be taken into a run."""

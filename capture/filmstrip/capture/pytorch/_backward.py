@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from filmstrip.capture._clock import Clock
 from filmstrip.capture._seams import Site, Watcher
 from filmstrip.capture.errors import UnsupportedModelError
-from filmstrip.capture.pytorch._clock import Clock
 from filmstrip.capture.pytorch._layout import parameter_layout
 from filmstrip.capture.pytorch._model import Variable
+from filmstrip.capture.pytorch._shards import local_of, sharded
 from filmstrip.capture.pytorch._stage import unreadable
 
 OptimizerLike = torch.optim.Optimizer
@@ -78,17 +80,20 @@ class OptimizerTaps:
         self.after: Callable[[], None] = lambda: None
 
     def _add(self, kind: str, variable: Variable) -> int:
-        tensor = variable.tensor
+        tensor, sharding = variable.tensor, variable.sharding
         assert tensor is not None
+        lazy = isinstance(tensor, nn.UninitializedParameter)  # of a shape that a forward pass finds
+        local = tensor if sharding is None else local_of(tensor)
         self._sites.append(
             Site(
                 kind=kind,
                 layer=variable.name,
-                shape=tuple(tensor.shape),
-                dtype=str(tensor.dtype).removeprefix("torch."),
-                layout=parameter_layout(variable.module, tensor),
+                shape=None if lazy else tuple(local.shape),
+                dtype="" if lazy else str(tensor.dtype).removeprefix("torch."),
+                layout=None if lazy else parameter_layout(variable.module, tensor),
                 original=variable.original,
                 aliases=variable.aliases,
+                piece=None if sharding is None else sharding.piece,
             )
         )
         return len(self._sites) - 1
@@ -123,7 +128,9 @@ class OptimizerTaps:
             if last:
                 self._advance()
 
-        return before, after
+        # A compiled step must not trace them.
+        disable: Callable[..., Callable[..., None]] = torch.compiler.disable
+        return disable(before), disable(after)
 
     def remove(self) -> None:
         """Take the hooks away."""
@@ -183,7 +190,12 @@ class OptimizerTaps:
                 tensor = tensor.grad
             if tensor is None:
                 continue
-            if reason := unreadable(tensor):
+            reason = None
+            if variable.sharding is not None:
+                tensor, reason = variable.sharding.local(tensor)
+            elif sharded(tensor):
+                reason = "were spread over ranks after capture was attached; attach it after that"
+            if reason := reason or unreadable(tensor):
                 self._recorder.skip(site, reason)
             else:
                 self._recorder.take(site, tensor)

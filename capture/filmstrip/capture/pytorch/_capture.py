@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import atexit
-import logging
 import os
-import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from operator import index
 from os import PathLike
-from types import TracebackType
 from typing import TYPE_CHECKING, Self, SupportsIndex
 
 import torch
 from torch import nn
 
+from filmstrip.capture._agent import Agent, plain_number
 from filmstrip.capture._keywords import read_flag, read_step
 from filmstrip.capture._plan import PlanLike
 from filmstrip.capture._settings import Settings, settle, switched_off
+from filmstrip.capture.errors import PlanError
 
 if TYPE_CHECKING:
-    from filmstrip.capture._session import Session
+    from filmstrip.capture._clock import Clock
+    from filmstrip.capture._session import Company, Session
     from filmstrip.capture.pytorch._backward import OptimizerLike
-    from filmstrip.capture.pytorch._images import ImageLike, ImageShelf
+    from filmstrip.capture.pytorch._model import Selection
     from filmstrip.capture.pytorch._probe import Probe, ProbeLike
+    from filmstrip.capture.pytorch._ranks import Lead
 
-_LOGGER = logging.getLogger("filmstrip")
+Ranks = tuple[int, ...]
 
 
-class Capture:
+class Capture(Agent):
     """Records activations, weights and gradients while a model trains.
 
     Create it after the model and its optimizer, before the first step; nothing else is needed in
@@ -40,6 +42,8 @@ class Capture:
     ----------
     model : torch.nn.Module
         What is trained; DistributedDataParallel is looked through, and then only rank 0 writes.
+        Of parameters that are spread over ranks (``fully_shard``, ``parallelize_module``), every
+        rank writes the piece that it holds, and every rank must create its capture.
     optimizer : torch.optim.Optimizer or sequence of them, optional
         Steps are counted by it: by the last one, where there are several. None: call `step`.
     run : str or path
@@ -68,12 +72,13 @@ class Capture:
         activations are then of all its samples, statistics still of the training batch. It runs
         just before the optimizer changes the weights, and leaves random numbers, buffers and modes
         as they were. It is kept once, as ``inputs``.
-    micro_batches : {"first", "all"}
-        Forward passes of a step that are taken; ``layer#1`` is a layer's second call.
+    micro_batches : {"first", "last", "all"}
+        Forward passes of a step that are taken; ``layer#1`` is a layer's second call. For the last,
+        each is taken in place of the one before.
     phases : sequence of str
         ``("train",)`` or ``("eval",)``: the mode of the model in which outputs are taken.
     replicas : {"first", "all"}
-        Ranks that write; only ``"first"`` with several.
+        Ranks whose activations are kept. With ``"all"``, queries join them along the samples.
     max_capture_bytes, max_run_bytes : int or str
         Bounds of the frames of one capture, fitted by fewer samples, then fewer channels, then half
         precision, then statistics only; and of the run, at which frames end and statistics go on.
@@ -104,7 +109,7 @@ class Capture:
     PlanError
         If a keyword, the plan or the environment holds a value that cannot be used.
     UnsupportedModelError, AlreadyCompiledError
-        If the model cannot be watched.
+        If the model cannot be watched. It may be compiled by `torch.compile`, before or after.
     StoreError
         If the run exists, or cannot be written.
 
@@ -125,6 +130,8 @@ class Capture:
            [4., 4., 4.]], dtype=float32)
     >>> folder.cleanup()
     """
+
+    _epochs: Collection[int] | None = None
 
     def __init__(
         self,
@@ -177,9 +184,14 @@ class Capture:
         command: Mapping[str, object],
         step: int | Callable[[], int] | None,
         probe: ProbeLike | None,
+        epochs: Collection[int] | None = None,
     ) -> Self:
-        """Return a capture whose keywords may be overruled by a command line."""
+        """Return a capture whose keywords may be overruled by a command line.
+
+        Where a trainer knows epochs, it adds the first step of each to `epochs`.
+        """
         capture = cls.__new__(cls)
+        capture._epochs = epochs
         capture._attach(model, optimizer, code, plan=plan, command=command, step=step, probe=probe)
         return capture
 
@@ -194,147 +206,110 @@ class Capture:
         step: int | Callable[[], int] | None,
         probe: ProbeLike | None,
     ) -> None:
-        self._session: Session[torch.Tensor] | None = None
-        self._images: ImageShelf | None = None
-        self._closed = self._done = False
         self._first = index(step) if isinstance(step, SupportsIndex) else 0
         enabled = code["enabled"] is None or read_flag("enabled", code["enabled"])
         if not enabled or switched_off(os.environ):
             return
         settings = settle(code, plan=plan, environment=os.environ, command=command)
-        from filmstrip.capture.pytorch._checks import (
-            check_settings,
-            checked_step,
-            optimizers_of,
-            ranks_here,
-        )
+        from filmstrip.capture._clock import checked_step
+        from filmstrip.capture._session import Company
+        from filmstrip.capture.pytorch._checks import check_settings, optimizers_of
+        from filmstrip.capture.pytorch._ranks import agree, ranks_here, several_write, spread
 
         step = checked_step(step)
         rank, ranks = ranks_here()
-        check_settings(settings, ranks=ranks)
-        if rank != 0:
+        together = several_write(model, settings, ranks=ranks)
+        alone = not together and not spread(model, ranks=ranks)
+        check_settings(settings, alone=alone, probed=probe is not None)
+        optimizers = optimizers_of(optimizer)
+
+        def start(settings: Settings, company: Company, meshes: Mapping[str, Ranks]) -> Lead:
+            return self._start(model, optimizers, settings, company, meshes, step=step, probe=probe)
+
+        first = Company(ranks=ranks, together=together)
+        if not together:
+            if rank == 0:
+                start(settings, first, {})
             return
-        self._start(model, optimizers_of(optimizer), settings, step=step, probe=probe, ranks=ranks)
+        lead = agree(rank, lambda: start(settings, first, {}))
+        if rank != 0:
+            outputs = lead.settings.replicas == "all"
+            with suppress(PlanError):  # a stage of a pipeline may have nothing of what is asked for
+                start(lead.settings, replace(lead.company, rank=rank, outputs=outputs), lead.meshes)
 
     def _start(
         self,
         model: nn.Module,
         optimizers: Sequence[OptimizerLike],
         settings: Settings,
+        company: Company,
+        meshes: Mapping[str, Ranks],
         *,
         step: int | Callable[[], int] | None,
         probe: ProbeLike | None,
-        ranks: int,
-    ) -> None:
+    ) -> Lead:
+        from filmstrip.capture._images import ImageShelf
+        from filmstrip.capture._report import spared
         from filmstrip.capture._session import Session
-        from filmstrip.capture.pytorch._images import ImageShelf
-        from filmstrip.capture.pytorch._model import select_layers
+        from filmstrip.capture.pytorch._images import whole_frame
         from filmstrip.capture.pytorch._probe import Probe
-        from filmstrip.capture.pytorch._stage import CpuStage, DryStage
+        from filmstrip.capture.pytorch._ranks import Lead, part_of
+        from filmstrip.capture.pytorch._stage import DryStage, stage_for
         from filmstrip.capture.pytorch._tap import TorchTap
 
-        selection = select_layers(model, settings)
+        watched = self._select(model, settings)
+        stage = DryStage() if settings.dry_run else stage_for(model)
+        settings = spared(settings, stage.least)
+        part = part_of(watched, settings, company, meshes)
+        selection = part.selection
+        if company.rank == 0:
+            company = replace(company, writers=part.writers)
+        elif not selection.layers and not selection.variables:
+            return Lead(settings, company, meshes)
         batch = None if probe is None else Probe(probe)
         tap = TorchTap(selection, optimizers, settings=settings, step=step, probe=batch)
         session: Session[torch.Tensor] = Session(
             settings,
-            stage=DryStage() if settings.dry_run else CpuStage(),
+            stage=stage,
             framework=f"pytorch {torch.__version__.partition('+')[0]}",
             first_step=read_step("step()", step()) if callable(step) else step,
-            ranks=ranks,
+            company=company,
+            epochs=self._epochs,
         )
         layers = {"activations": len(selection.layers)}
         for site in tap.sites():
             layers[site.kind] = layers.get(site.kind, 0) + 1
         self._session, self._tap, self._counts = session, tap, bool(optimizers)
-        self._images = ImageShelf(session, samples=settings.samples)
+        self._images = ImageShelf(session, whole_frame)
         tap.forward.probed = self._keep_probe
         try:
             session.start(tap, unfired=lambda: tap.forward.unfired, layers=layers)
         except BaseException:
             self._close_quietly()
             raise
-        atexit.register(self._close_quietly)
-        itself = weakref.ref(self)
+        self._watch_process()
+        return Lead(settings, replace(company, made=session.made), part.meshes)
 
-        def forked() -> None:
-            capture = itself()
-            if capture is not None:
-                capture._leave_to_parent()
+    def _select(self, model: nn.Module, settings: Settings) -> Selection:
+        from filmstrip.capture.pytorch._model import select_layers
 
-        os.register_at_fork(after_in_child=forked)
+        return select_layers(model, settings)
 
     @property
-    def path(self) -> str | None:
-        """Where the run is written; None when nothing is."""
-        if self._session is None or self._session.settings.dry_run:
-            return None
-        return self._session.path
+    def _clock(self) -> Clock:
+        return self._tap.clock
 
-    @property
-    def enabled(self) -> bool:
-        """Whether anything may be recorded."""
-        return self._session is not None and not self._closed and not self._session.recorder.paused
+    @staticmethod
+    def _number(value: object) -> object:
+        """Return what the writer thread can turn into a float; raise if it is not one number."""
+        from filmstrip.capture.pytorch._device import Later
 
-    def pause(self) -> None:
-        """Record nothing until `resume`; steps are still counted."""
-        if self._session is not None:
-            self._session.recorder.paused = True
-            self._session.recorder.begin(self._tap.clock.step)
-
-    def resume(self) -> None:
-        """Go on recording, from the next step that has not begun."""
-        if self._session is not None:
-            self._session.recorder.paused = False
-            if not self._tap.clock.entered:
-                self._tap.clock.start()
-
-    def log(self, values: Mapping[str, object] | None = None, /, **named: object) -> None:
-        """Record numbers of a step: the one in progress, or the one that ended last.
-
-        Parameters
-        ----------
-        values : mapping of str to number, optional
-            Numbers, or tensors of one element, for which an accelerator is not waited for.
-        **named
-            The same, by keyword.
-        """
-        if self._session is None or self._closed:
-            return
-        numbers: dict[str, object] = {}
-        try:
-            for name, value in {**({} if values is None else values), **named}.items():
-                self._add_number(numbers, name, value)
-        except Exception as error:
-            self._session.ledger.lose(
-                "unlogged", "log", f"log needs a mapping of names to numbers; not kept: {error}"
-            )
-        if numbers:
-            self._session.log(self._tap.clock.logged, numbers)
-
-    def _add_number(self, numbers: dict[str, object], name: object, value: object) -> None:
-        try:
-            numbers[str(name)] = _number(value)
-        except Exception as error:
-            assert self._session is not None
-            self._session.ledger.lose(
-                "unlogged", f"scalar {name}", f"log of {name!r} needs one number; not kept: {error}"
-            )
-
-    def image(self, name: str, x: ImageLike, *, layout: str | None = None) -> None:
-        """Record an image, or any array, at steps at which frames are due.
-
-        Parameters
-        ----------
-        name : str
-            Name of the strip, of kind ``images``.
-        x : Tensor or ndarray
-            Copied at once. Shape and dtype stay the same over the run.
-        layout : str, optional
-            One letter an axis, as ``"NCHW"`` or ``"HW"``; of a leading N, ``samples`` are kept.
-        """
-        if self._images is not None and not self._closed:
-            self._images.put(str(name), x, layout=layout, step=self._tap.clock.logged)
+        if isinstance(value, torch.Tensor):
+            value = value.detach()
+            if value.numel() != 1 or value.is_complex() or value.device.type in ("cpu", "meta"):
+                return float(value)
+            return Later(value)
+        return plain_number(value)
 
     def step(self) -> None:
         """Say that a step is over, where there is no optimizer to tell.
@@ -350,92 +325,16 @@ class Capture:
         else:
             self._tap.optimizer.step()
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the step, for a checkpoint."""
-        return {"step": self._first if self._session is None else self._tap.clock.step}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from the step of a checkpoint."""
-        if self._session is None:
-            self._first = int(state["step"])
-        else:
-            self._tap.clock.set(int(state["step"]))
-
-    def close(self) -> None:
-        """Write what is pending and close the run; a second call does nothing.
-
-        Raises
-        ------
-        CaptureError
-            If something was lost that capture had promised to keep.
-        """
-        if self._session is None or self._done:
-            return
-        if self._images is not None and not self._closed:
-            self._images.flush()
-        self._closed = True
-        try:
-            self._session.close()
-        except KeyboardInterrupt:
-            raise  # who is in a hurry may call again; at exit, what is pending is waited for
-        except BaseException:
-            self._end()
-            raise
-        self._end()
-
-    def _end(self) -> None:
-        self._done = True
-        atexit.unregister(self._close_quietly)
-
-    def _leave_to_parent(self) -> None:
-        """Do nothing in a forked process, which has neither the writer thread nor the run."""
-        self._closed = self._done = True
-        if self._session is not None:
-            self._session.recorder.close()
-
-    def _close_quietly(self) -> None:
-        try:
-            self.close()
-        except Exception as error:
-            _LOGGER.error("filmstrip: %s", error)  # noqa: TRY400  # its cause was logged when it came
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # What went wrong in training must not be hidden by what went wrong in capture.
-        if error is None:
-            self.close()
-        else:
-            self._close_quietly()
-
     def _keep_probe(self, probe: Probe) -> None:
         from filmstrip.capture.pytorch._images import whole_frame
         from filmstrip.capture.pytorch._layout import input_layout
 
         if self._session is not None:
             frames = {
-                name: whole_frame(tensor, layout=input_layout(tensor))
+                name: whole_frame(tensor, input_layout(tensor))
                 for name, tensor in probe.tensors().items()
             }
             self._session.frames("inputs", self._tap.clock.step, frames)
 
 
 _NOT_SETTINGS = frozenset({"self", "model", "optimizer", "step", "probe", "plan"})
-
-
-def _number(value: object) -> object:
-    """Return what the writer thread can turn into a float; raise if it is not one number."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach()
-        if value.numel() != 1 or value.is_complex() or value.device.type in ("cpu", "meta"):
-            return float(value)
-        return value.clone()
-    if getattr(value, "size", None) == 1:
-        value = value.item()  # type: ignore[attr-defined]  # NumPy gives up float(array)
-    return float(value)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Extraction: the only place that reduces a tensor to statistics and a bit histogram, in torch ops.
+"""Extraction: the only place that reduces a tensor of the host to statistics and a bit histogram.
 
 A tensor is read in pieces that stay in the cache, as none of its reductions does alone what all of
 them need. What is not finite is rare and told by the histogram: only then are values masked.
@@ -13,12 +13,12 @@ import torch
 BINS = 4096
 _PIECE = 1 << 17
 _SMALL = 1 << 13  # values up to which NumPy, whose calls are shorter, costs less than torch
-_SHIFT = 20
-_INFINITE = 0x7F8  # sign-less code of infinity; the codes above it are NaN
-_NEGATIVE = 0x800  # code of −0, and the first with the sign
-_NAN = 0x7FC  # the canonical NaN
-_WITHIN_FLOAT32 = frozenset({torch.float32, torch.float16, torch.bfloat16})
-_COMPARABLE = _WITHIN_FLOAT32 | {torch.float64}  # torch has aminmax for these
+SHIFT = 20
+INFINITE = 0x7F8  # sign-less code of infinity; the codes above it are NaN
+NEGATIVE = 0x800  # code of −0, and the first with the sign
+NAN = 0x7FC  # the canonical NaN
+WITHIN_FLOAT32 = frozenset({torch.float32, torch.float16, torch.bfloat16})
+_COMPARABLE = WITHIN_FLOAT32 | {torch.float64}  # torch has aminmax for these
 _LARGEST = torch.finfo(torch.float32).max
 
 Floats = npt.NDArray[np.float64]
@@ -58,30 +58,30 @@ class Extractor:
         counts : ndarray of int64, shape (4096,) or None
             Receives how many values have each ``bits >> 20`` as float32.
         """
-        flat = _flat(tensor)
+        flat = flatten(tensor if tensor.device.type == "cpu" else tensor.cpu())
         pieces = (flat,) if flat.numel() <= _PIECE else torch.split(flat, _PIECE)
         (bins, low, high, zeros, total, squares), *others = map(self._piece, pieces)
         for more_bins, smallest, largest, more_zeros, more, more_squares in others:
             bins += more_bins
             low, high = np.fmin(low, smallest), np.fmax(high, largest)
             zeros, total, squares = zeros + more_zeros, total + more, squares + more_squares
-        nan = bins[_NAN] + bins[_NEGATIVE + _NAN]
-        infinite = bins[_INFINITE], bins[_NEGATIVE + _INFINITE]
+        nan = bins[NAN] + bins[NEGATIVE + NAN]
+        infinite = bins[INFINITE], bins[NEGATIVE + INFINITE]
         values[:] = (flat.numel(), nan, *infinite, zeros, low, high, total, squares)
         if counts is not None:
             counts[:] = bins
 
     def _piece(self, piece: torch.Tensor) -> tuple[Counts, float, float, int, float, float]:
         """Return a piece's histogram, min, max, zeros, sum and sum of squares."""
-        single, double = _single(piece), self._double[: piece.numel()].copy_(piece)
+        single, double = single_of(piece), self._double[: piece.numel()].copy_(piece)
         bins = self._bins(single)
         # Only the bins of the smallest values can hold a zero; counting is skipped when they are
         # empty.
         zeros = 0
-        if bins[0] or bins[_NEGATIVE]:
-            exact = single if piece.dtype in _WITHIN_FLOAT32 else double
+        if bins[0] or bins[NEGATIVE]:
+            exact = single if piece.dtype in WITHIN_FLOAT32 else double
             zeros = int(np.count_nonzero(exact.numpy() == 0.0))
-        if bins[_INFINITE:_NEGATIVE].any() or bins[_NEGATIVE + _INFINITE :].any():
+        if bins[INFINITE:NEGATIVE].any() or bins[NEGATIVE + INFINITE :].any():
             _canonical(bins, single)
             piece = double = double[torch.isfinite(piece)]
         if not double.numel():
@@ -97,17 +97,15 @@ class Extractor:
     def _bins(self, single: torch.Tensor) -> Counts:
         """Return the histogram by bit pattern, every NaN in the bins of its own bits."""
         if single.numel() <= _SMALL:
-            return np.bincount(single.numpy().view(np.uint32) >> _SHIFT, minlength=BINS)
+            return np.bincount(single.numpy().view(np.uint32) >> SHIFT, minlength=BINS)
         codes = self._codes[: single.numel()]
-        torch.bitwise_right_shift(single.view(torch.int32), _SHIFT, out=codes)
+        torch.bitwise_right_shift(single.view(torch.int32), SHIFT, out=codes)
         counts: Counts = torch.bincount(codes.bitwise_and_(BINS - 1), minlength=BINS).numpy()
         return counts
 
 
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
+def flatten(tensor: torch.Tensor) -> torch.Tensor:
     """Return all values in memory order, without a copy where memory is dense."""
-    if tensor.device.type != "cpu":
-        tensor = tensor.cpu()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     tensor = tensor.resolve_neg()
@@ -117,7 +115,7 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1)
 
 
-def _single(piece: torch.Tensor) -> torch.Tensor:
+def single_of(piece: torch.Tensor) -> torch.Tensor:
     """Cast to float32; finite values that overflow become the largest finite ones."""
     if piece.dtype == torch.float32:
         return piece
@@ -130,7 +128,7 @@ def _single(piece: torch.Tensor) -> torch.Tensor:
 
 def _canonical(bins: Counts, single: torch.Tensor) -> None:
     """Count every NaN as the canonical one, whatever its bits; it must not pass for an infinity."""
-    bins[_INFINITE:_NEGATIVE] = bins[_NEGATIVE + _INFINITE :] = 0
-    bins[_NAN] = int(torch.isnan(single).sum())
-    bins[_INFINITE] = int((single == torch.inf).sum())
-    bins[_NEGATIVE + _INFINITE] = int((single == -torch.inf).sum())
+    bins[INFINITE:NEGATIVE] = bins[NEGATIVE + INFINITE :] = 0
+    bins[NAN] = int(torch.isnan(single).sum())
+    bins[INFINITE] = int((single == torch.inf).sum())
+    bins[NEGATIVE + INFINITE] = int((single == -torch.inf).sum())

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from filmstrip.capture._clock import Clock
 from filmstrip.capture._schedule import EVERYTHING, Tiers
 from filmstrip.capture._seams import Site, Watcher
-from filmstrip.capture.pytorch._clock import Clock
+from filmstrip.capture.pytorch._dynamo import Apart
 from filmstrip.capture.pytorch._layout import Layouts
-from filmstrip.capture.pytorch._model import Layer
+from filmstrip.capture.pytorch._model import Layer, enclosing
+from filmstrip.capture.pytorch._op import lasting, leave, number, outermost
 from filmstrip.capture.pytorch._probe import Probe, named_leaves
+from filmstrip.capture.pytorch._shards import here
 from filmstrip.capture.pytorch._stage import unreadable
 
 _FAILED, _LOOKING, _LEARNING = range(3)
@@ -37,40 +40,67 @@ class _Hook:
     Averaged copies of a model must not be taken for it, and ``torch.save(model)`` must work.
     """
 
-    __slots__ = ("_act",)
+    __slots__ = ("__weakref__", "_key", "_recorder")
 
-    def __init__(self, act: Callable[[nn.Module], None]) -> None:
-        self._act = act
+    def __init__(self, recorder: Watcher[torch.Tensor]) -> None:
+        self._recorder, self._key = recorder, number(self)
 
-    def __call__(self, module: nn.Module, *args: object) -> None:
-        # A compiled forward pass is followed from the optimizer's step alone.
-        if not torch.compiler.is_compiling():
-            self._act(module)
+    def hear(self, leaves: Sequence[str], tensors: Sequence[torch.Tensor], learns: bool) -> None:
+        """Be told from compiled code."""
 
     def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
         return _inert, ()
 
 
-class _OutputHook:
-    """What every watched module runs at every call; like `_Hook` in copies."""
+class _PassHook(_Hook):
+    """What the model runs at the beginning or the end of every forward pass."""
 
-    __slots__ = ("_recorder", "_take", "_watch")
+    __slots__ = ("_act", "_clock")
+
+    def __init__(
+        self, recorder: Watcher[torch.Tensor], act: Callable[[bool], None], clock: Clock
+    ) -> None:
+        super().__init__(recorder)
+        self._act, self._clock = act, clock
+
+    def __call__(self, module: nn.Module, *args: object) -> None:
+        if not torch.compiler.is_compiling():
+            self._act(torch.is_grad_enabled())
+        elif self._recorder.on or not outermost():
+            if lasting():
+                leave(self._key, None)
+        elif module.training:
+            self._clock.entered = True
+
+    def hear(self, leaves: Sequence[str], tensors: Sequence[torch.Tensor], learns: bool) -> None:
+        """Begin or end a pass."""
+        self._act(learns)
+
+
+class _OutputHook(_Hook):
+    """What every watched module runs at every call."""
+
+    __slots__ = ("_take", "_watch")
 
     def __init__(
         self,
         recorder: Watcher[torch.Tensor],
-        take: Callable[[_Watch, nn.Module, object], None],
+        take: Callable[[_Watch, Iterable[tuple[str, torch.Tensor]]], None],
         watch: _Watch,
     ) -> None:
-        self._recorder, self._take, self._watch = recorder, take, watch
+        super().__init__(recorder)
+        self._take, self._watch = take, watch
 
     def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
-        # Nothing may be taken while a graph is traced; compiled layers are reported as unfired.
-        if self._recorder.on and not torch.compiler.is_compiling():
-            self._take(self._watch, module, output)
+        if self._recorder.on:
+            if not torch.compiler.is_compiling():
+                self._take(self._watch, named_leaves("", output))
+            elif lasting():
+                leave(self._key, output)
 
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _inert, ()
+    def hear(self, leaves: Sequence[str], tensors: Sequence[torch.Tensor], learns: bool) -> None:
+        """Take an output."""
+        self._take(self._watch, zip(leaves, tensors, strict=True))
 
 
 def _ordinary() -> bool:
@@ -84,11 +114,6 @@ def _ordinary() -> bool:
         and torch._C._get_tracing_state() is None
         and torch._C._functorch.peek_interpreter_stack() is None
     )
-
-
-def _worth(root: nn.Module) -> int:
-    """Return what a pass is worth once it has ended: training learns only from gradients."""
-    return _LEARNING if torch.is_grad_enabled() or not root.training else _LOOKING
 
 
 def _inert() -> Callable[..., None]:
@@ -110,8 +135,8 @@ class ForwardTaps:
         Modules that are watched.
     phases : sequence of str
         ``"train"``, ``"eval"``: modes of the model in which its outputs are taken.
-    every_pass : bool
-        Whether forward passes after the first of a step are taken, as further calls.
+    micro_batches : {"first", "last", "all"}
+        Forward passes of a step that are taken; of all, those after the first are further calls.
     samples : int
         Leading samples kept in a frame.
     probe : Probe or None
@@ -124,16 +149,16 @@ class ForwardTaps:
         layers: Sequence[Layer],
         *,
         phases: Sequence[str],
-        every_pass: bool,
+        micro_batches: str,
         samples: int,
         probe: Probe | None,
     ) -> None:
-        self._root, self._phases, self._every_pass = root, phases, every_pass
+        self._root, self._phases, self._micro_batches = root, phases, micro_batches
         self._samples, self._probe = samples, probe
         self._watches = [_Watch(layer) for layer in layers]
         self._names: set[tuple[bool, str]] = set()
         self._layouts = Layouts()
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle | Apart] = []
         self._probing = False
         self._round = 0
         self._passes = 0
@@ -144,46 +169,63 @@ class ForwardTaps:
     def install(self, recorder: Watcher[torch.Tensor], clock: Clock) -> None:
         """Register the hooks."""
         self._recorder, self._clock = recorder, clock
+        hooks = [kind.__call__.__code__ for kind in (_PassHook, _OutputHook)]
+        names = [watch.layer.original for watch in self._watches]
         self._handles = [
-            self._root.register_forward_pre_hook(_Hook(self._enter)),
+            Apart(self._root, names, hooks),
+            self._root.register_forward_pre_hook(_PassHook(recorder, self._enter, clock)),
             *(
                 watch.layer.module.register_forward_hook(_OutputHook(recorder, self._take, watch))
                 for watch in self._watches
             ),
-            self._root.register_forward_hook(_Hook(self._leave)),
+            self._root.register_forward_hook(_PassHook(recorder, self._leave, clock)),
         ]
 
-    def _enter(self, root: nn.Module) -> None:
+    def _enter(self, learns: bool) -> None:
         if self._probing or not _ordinary():
             return
         try:
-            if root.training:
+            if self._root.training:
                 self._clock.enter()
-            if self._phase(root.training):
-                self._begin_pass()
+            if self._phase(self._root.training):
+                self._begin_pass(self._worth_of(learns))
         except Exception as error:
             self._recorder.trip("the forward pass could not be followed", error)
 
-    def _begin_pass(self) -> None:
+    def _begin_pass(self, worth: int) -> None:
         """Count a pass; it takes the place of those that failed or, if it learns, did not learn."""
-        if self._passes and _worth(self._root) > self._worth:
+        least = self._worth if self._micro_batches == "last" else self._worth + 1
+        if self._passes and worth >= least:
             self._recorder.forget("activations")
             self.reset()
         self._passes += 1
 
-    def _leave(self, root: nn.Module) -> None:
+    def _leave(self, learns: bool) -> None:
         if self._probing or not _ordinary():
             return
         try:
-            if self._phase(root.training):
-                self._worth = max(self._worth, _worth(root))
-            if self._recorder.on and root.training:
+            if self._phase(self._root.training):
+                self._worth = max(self._worth, self._worth_of(learns))
+            if self._recorder.on and self._root.training:
                 self.passed()
         except Exception as error:
             self._recorder.trip("the forward pass could not be followed", error)
 
+    def _worth_of(self, learns: bool) -> int:
+        """Return what a pass is worth once it has ended: training learns only from gradients."""
+        return _LEARNING if learns or not self._root.training else _LOOKING
+
     def _phase(self, training: bool) -> bool:
         return ("train" if training else "eval") in self._phases
+
+    def told(self) -> tuple[Callable[[bool], None], Callable[[bool], None]]:
+        """Return what begins and what ends a pass, for a trainer that need not call the model.
+
+        The model's own calls, of which there may be several a batch or none, are no passes then.
+        """
+        for handle in (self._handles.pop(1), self._handles.pop()):
+            handle.remove()
+        return self._enter, self._leave
 
     def remove(self) -> None:
         """Take the hooks away."""
@@ -199,13 +241,14 @@ class ForwardTaps:
 
     @property
     def unfired(self) -> list[str]:
-        """Modules of which no output came yet."""
-        return [watch.layer.name for watch in self._watches if not watch.sites]
+        """Modules of which no output came yet, and what may be watched in their place."""
+        silent = [watch.layer for watch in self._watches if not watch.sites]
+        return [layer.name + enclosing(self._root, layer) for layer in silent]
 
-    def _take(self, watch: _Watch, module: nn.Module, output: object) -> None:
+    def _take(self, watch: _Watch, leaves: Iterable[tuple[str, torch.Tensor]]) -> None:
         try:
             if self._wanted():
-                self._take_leaves(watch, module, output)
+                self._take_leaves(watch, leaves)
         except Exception as error:
             self._recorder.trip(f"the output of {watch.layer.name!r} could not be taken", error)
 
@@ -215,28 +258,27 @@ class ForwardTaps:
         if not _ordinary() or not self._phase(self._root.training):
             return False
         self._clock.enter()
-        return self._recorder.on and (self._every_pass or self._passes <= 1)
+        return self._recorder.on and (self._micro_batches == "all" or self._passes <= 1)
 
-    def _take_leaves(self, watch: _Watch, module: nn.Module, output: object) -> None:
+    def _take_leaves(self, watch: _Watch, leaves: Iterable[tuple[str, torch.Tensor]]) -> None:
         if self._round != watch.round:
             watch.round, watch.calls = self._round, 0
         name = watch.layer.name + (f"#{watch.calls}" if watch.calls else "")
         watch.calls += 1
-        for leaf, tensor in named_leaves(name, output):
-            key = (self._probing, leaf)
+        for leaf, tensor in leaves:
+            tensor, reason = here(tensor)
+            key = (self._probing, name + leaf)
             if key not in watch.sites:
-                watch.sites[key] = self._discover(watch, module, leaf, tensor)
+                watch.sites[key] = self._discover(watch, name + leaf, tensor)
             site = watch.sites[key]
             if site is None:
                 continue
-            if reason := unreadable(tensor):
+            if reason is not None:
                 self._recorder.skip(site, reason)
             else:
                 self._recorder.take(site, tensor)
 
-    def _discover(
-        self, watch: _Watch, module: nn.Module, leaf: str, tensor: torch.Tensor
-    ) -> int | None:
+    def _discover(self, watch: _Watch, leaf: str, tensor: torch.Tensor) -> int | None:
         tiers = EVERYTHING
         if self._probe is not None:
             tiers = Tiers(frames=True) if self._probing else Tiers(False, True, True)
@@ -251,7 +293,7 @@ class ForwardTaps:
                 layer=unique,
                 batched=tensor.ndim > 0,
                 samples=None if self._probing else self._samples,
-                layout=None if unreadable(tensor) else self._layouts.of(module, tensor),
+                layout=None if unreadable(tensor) else self._layouts.of(watch.layer.module, tensor),
                 original=watch.layer.original,
                 tiers=tiers,
             )

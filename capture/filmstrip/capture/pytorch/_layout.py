@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import nn
+
+from filmstrip.capture.keras import _layout as keras_layout
 
 _CONVOLUTIONS = {
     nn.Conv1d: ("NCL", "OIL"),
@@ -59,7 +63,15 @@ class Layouts:
         return layout
 
 
+def _of_keras(module: nn.Module) -> bool:
+    """Return whether a module is a layer of Keras, which has conventions of its own."""
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(module, keras.layers.Layer)
+
+
 def _layout(module: nn.Module, rank: int) -> str | None:
+    if _of_keras(module):
+        return keras_layout.output_layout(module, rank)
     for kind, (layout, _) in _CONVOLUTIONS.items():
         if isinstance(module, kind):
             return layout if rank == len(layout) else None
@@ -82,6 +94,8 @@ def parameter_layout(module: nn.Module, parameter: torch.Tensor) -> str | None:
     >>> parameter_layout(nn.Linear(4, 2), nn.Linear(4, 2).weight)
     'OI'
     """
+    if _of_keras(module):
+        return keras_layout.weight_layout(module, parameter)
     if parameter.ndim == 1:
         return "C"
     for kind, (_, layout) in _CONVOLUTIONS.items():

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from filmstrip.capture._selection import choose
 from filmstrip.capture._settings import Settings
-from filmstrip.capture.errors import AlreadyCompiledError, PlanError, UnsupportedModelError
+from filmstrip.capture.errors import AlreadyCompiledError, UnsupportedModelError
+from filmstrip.capture.pytorch._shards import Sharding
 from filmstrip.store._names import canonical
-from filmstrip.store._select import matches, nearest_names
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.ParameterList, nn.ParameterDict)
 _PARAMETRIZATIONS = "parametrizations"
@@ -35,11 +36,13 @@ class Variable:
     module: nn.Module
     attribute: str
     aliases: tuple[str, ...]
+    sharding: Sharding | None = None
 
     @property
     def tensor(self) -> torch.Tensor | None:
         """The parameter as it is now."""
-        return self.module._parameters.get(self.attribute)
+        tensor = self.module._parameters.get(self.attribute)
+        return tensor if self.sharding is None else self.sharding.current(tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,56 +80,8 @@ def select_layers(model: nn.Module, settings: Settings) -> Selection:
     root = checked(model)
     layers, containers = _layers(root)
     variables = list(_variables(root))
-    _check_selectors(settings.layers, [*layers, *containers], variables)
-
-    def chosen_layer(layer: Layer, leaf: bool, selectors: Sequence[str]) -> bool:
-        return layer.name in selectors or (leaf and matches(selectors, layer.name))
-
-    def chosen_variable(variable: Variable, selectors: Sequence[str]) -> bool:
-        names = (variable.name, *variable.aliases)
-        paths = {*names, *(_owner(name) for name in names)}
-        return any(path in selectors or matches(selectors, path) for path in paths)
-
-    picked = [
-        layer
-        for leaf, group in ((True, layers), (False, containers))
-        for layer in group
-        if "activations" in settings.kinds
-        and chosen_layer(layer, leaf, settings.layers)
-        and not chosen_layer(layer, leaf, settings.exclude)
-    ]
-    kept = [
-        variable
-        for variable in variables
-        if {"weights", "gradients"} & set(settings.kinds)
-        and chosen_variable(variable, settings.layers)
-        and not chosen_variable(variable, settings.exclude)
-    ]
-    if not picked and not kept:
-        raise PlanError(
-            f"layers={_said(settings.layers)} with exclude={_said(settings.exclude)} leaves no "
-            f"{' or '.join(settings.kinds)} of this {type(root).__name__} to take"
-        )
-    return Selection(root, tuple(picked), tuple(kept))
-
-
-def _said(selectors: Sequence[str]) -> str:
-    return repr(selectors[0] if len(selectors) == 1 else list(selectors))
-
-
-def _check_selectors(
-    selectors: Sequence[str], layers: Sequence[Layer], variables: Sequence[Variable]
-) -> None:
-    names = [layer.name for layer in layers] + [variable.name for variable in variables]
-    aliases = [alias for variable in variables for alias in variable.aliases]
-    for selector in selectors:
-        if not any(name == selector or matches(selector, name) for name in (*names, *aliases)):
-            near = nearest_names(selector, [name for name in names if name])
-            raise PlanError(f"no layer matches {selector!r}; nearest: {', '.join(near) or 'none'}")
-
-
-def _owner(parameter: str) -> str:
-    return parameter.rpartition(".")[0]
+    picked, kept = choose(layers, containers, variables, settings, model=type(root).__name__)
+    return Selection(root, picked, kept)
 
 
 def _layers(root: nn.Module) -> tuple[list[Layer], list[Layer]]:
@@ -134,7 +89,7 @@ def _layers(root: nn.Module) -> tuple[list[Layer], list[Layer]]:
     leaves: list[Layer] = []
     containers: list[Layer] = []
     for name, module in root.named_modules():
-        if _PARAMETRIZATIONS in name.split("."):
+        if _PARAMETRIZATIONS in name.split(".") or uncompiled(module) is not module:
             continue
         children = [child for child, _ in module.named_children() if child != _PARAMETRIZATIONS]
         layer = Layer(canonical(name), name, module)
@@ -145,12 +100,21 @@ def _layers(root: nn.Module) -> tuple[list[Layer], list[Layer]]:
     return leaves, containers
 
 
+def enclosing(root: nn.Module, layer: Layer) -> str:
+    """Return in words which module around a layer has an output, if any but the model has."""
+    path = layer.original
+    while path := path.rpartition(".")[0]:
+        if not isinstance(root.get_submodule(path), nn.ModuleList | nn.ModuleDict):
+            return f" (name {canonical(path)!r} in layers instead)"
+    return ""
+
+
 def _variables(root: nn.Module) -> Iterator[Variable]:
     """Yield every parameter once, with the other names it goes by."""
     names: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for path, module in root.named_modules(remove_duplicate=False):
         for attribute, parameter in module._parameters.items():
-            if parameter is not None and not isinstance(parameter, nn.UninitializedParameter):
+            if parameter is not None:
                 name = f"{path}.{attribute}" if path else attribute
                 names.setdefault(id(parameter), []).append((name, module, attribute))
     for (name, module, attribute), *others in names.values():
@@ -159,14 +123,14 @@ def _variables(root: nn.Module) -> Iterator[Variable]:
 
 
 def checked(model: nn.Module) -> nn.Module:
-    """Return the model inside DistributedDataParallel, or raise if it cannot be watched.
+    """Return the model inside wrappers, or raise if it cannot be watched.
 
     Raises
     ------
     UnsupportedModelError
         If it is no module, or of a kind whose forward passes run past the taps.
     AlreadyCompiledError
-        If it, or a part of it, is compiled.
+        If it, or a part of it, was compiled ahead of time.
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
@@ -175,11 +139,16 @@ def checked(model: nn.Module) -> nn.Module:
         )
     for name, module in model.named_modules():
         _check_module(name or "the model", module)
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        inner = model.module
-        assert isinstance(inner, nn.Module)
-        return inner
-    return model
+    inner = uncompiled(model)
+    if isinstance(inner, nn.parallel.DistributedDataParallel):
+        inner = uncompiled(inner.module)
+    return inner
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Return the module that `torch.compile` wrapped, or the one that is given."""
+    inner = module._modules.get("_orig_mod") if type(module).__name__ == "OptimizedModule" else None
+    return module if inner is None else inner
 
 
 def _check_module(name: str, module: nn.Module) -> None:
@@ -192,21 +161,15 @@ def _check_module(name: str, module: nn.Module) -> None:
     if "FullyShardedDataParallel" in kinds:
         raise UnsupportedModelError(
             f"{name} is a FullyShardedDataParallel, which hides its parameters; "
-            "use DistributedDataParallel"
+            "use fully_shard of torch.distributed.fsdp, or DistributedDataParallel"
         )
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedModelError(
             f"{name} is a ScriptModule, whose parts run past hooks; "
             "give capture the module as it was before torch.jit, and train that"
         )
-    if "OptimizedModule" in kinds or getattr(module, "_compiled_call_impl", None) is not None:
+    if "AOTCompiled" in type(vars(module).get("forward")).__name__:
         raise AlreadyCompiledError(
-            f"{name} is compiled, and compiled code runs past the taps; "
-            "attach capture to the model without torch.compile, and train that one"
+            f"{name} was compiled ahead of time, and its code runs past the taps; "
+            "attach capture first, or train it with torch.compile alone"
         )
-    for attribute, parameter in module._parameters.items():
-        if parameter is not None and "DTensor" in type(parameter).__name__:
-            raise UnsupportedModelError(
-                f"{attribute} of {name} is a DTensor, spread over ranks; "
-                "capture watches replicated parameters, as DistributedDataParallel has them"
-            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeAlias
 
@@ -57,9 +57,12 @@ class Probe:
         return dict(named_leaves("input", tree))
 
     def run(self, model: nn.Module) -> None:
-        """Call the model in eval mode; buffers, modes and random numbers stay as they were."""
+        """Call the model in eval mode; buffers, modes and random numbers stay as they were.
+
+        Of a compiled model, nothing more is compiled for it.
+        """
         self._move(model)
-        with _undisturbed(model), torch.no_grad():
+        with _undisturbed(model), torch.no_grad(), _uncompiled():
             model(*self._args, **self._kwargs)
 
     def _move(self, model: nn.Module) -> None:
@@ -102,6 +105,12 @@ def _key(key: object) -> str:
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
     return str(key)
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Let a model run without compiled code, where this torch can."""
+    stance = getattr(torch.compiler, "set_stance", None)
+    return nullcontext() if stance is None else stance("force_eager")
 
 
 @contextmanager

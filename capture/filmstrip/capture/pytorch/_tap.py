@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from filmstrip.capture._clock import Clock, StepLike
 from filmstrip.capture._seams import Site, Watcher
 from filmstrip.capture._settings import Settings
 from filmstrip.capture.pytorch._backward import OptimizerLike, OptimizerTaps
-from filmstrip.capture.pytorch._clock import Clock, StepLike
 from filmstrip.capture.pytorch._forward import ForwardTaps
 from filmstrip.capture.pytorch._model import Selection
 from filmstrip.capture.pytorch._probe import Probe
@@ -47,7 +47,7 @@ class TorchTap:
             selection.root,
             selection.layers,
             phases=settings.phases,
-            every_pass=settings.micro_batches == "all",
+            micro_batches=settings.micro_batches,
             samples=settings.samples,
             probe=probe,
         )

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-import torch
-
+from filmstrip.capture._keywords import read_step
 from filmstrip.capture._seams import Watcher
+from filmstrip.capture.errors import PlanError
 
 StepLike = int | Callable[[], int] | None
+
+
+def checked_step(step: object) -> StepLike:
+    """Return a first step, or what returns the trainer's."""
+    if step is None or callable(step):
+        return step
+    try:
+        return read_step("step", step)
+    except PlanError as error:
+        raise PlanError(
+            f"step={step!r} is not a step; give a number of 0 or more, or a function of one"
+        ) from error
 
 
 class Clock:
@@ -32,7 +45,7 @@ class Clock:
         Whether the step's forward pass has begun.
     """
 
-    def __init__(self, recorder: Watcher[torch.Tensor], step: StepLike) -> None:
+    def __init__(self, recorder: Watcher[Any], step: StepLike) -> None:
         self._recorder = recorder
         self._read = step if callable(step) else None
         self.step = 0 if step is None or callable(step) else int(step)

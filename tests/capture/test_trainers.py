@@ -1,0 +1,303 @@
+"""The callbacks of Lightning and of Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from filmstrip.capture import PlanError
+from filmstrip.capture.huggingface import Capture as HuggingFaceCapture
+from filmstrip.capture.lightning import Capture as LightningCapture
+from filmstrip.capture.pytorch import Capture
+from filmstrip.store import open_run
+
+BATCHES = torch.randn(24, 3, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=["lightning.pytorch", "pytorch_lightning"])
+def pl(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Return Lightning under one of its names; it warns of much that small trainings do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning|pytorch_lightning|torch")
+        warnings.filterwarnings("ignore", message=".*num_workers|.*isinstance.treespec")
+        yield importlib.import_module(request.param)
+
+
+def module_of(pl: Any) -> Any:
+    class Module(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+            self.seen: list[tuple[int, torch.Tensor]] = []
+
+        def training_step(self, batch: list[torch.Tensor], number: int) -> torch.Tensor:
+            output = self.net(batch[0])
+            self.seen.append((self.trainer.global_step, output.detach().clone()))
+            loss: torch.Tensor = output.square().mean()
+            self.log("loss", loss)
+            return loss
+
+        def validation_step(self, batch: list[torch.Tensor], number: int) -> None:
+            self.log("validated", self.net(batch[0]).sum())
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters())
+
+    return Module()
+
+
+def fit(
+    pl: Any, module: Any, callbacks: list[Any], *, epochs: int = 2, path: str | None = None
+) -> Any:
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        accumulate_grad_batches=2,
+        log_every_n_steps=1,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    held = DataLoader(TensorDataset(torch.ones(4, 3)))
+    trainer.fit(
+        module, DataLoader(TensorDataset(BATCHES), batch_size=4), held, **_path(path, trainer)
+    )
+    return trainer
+
+
+def _path(path: str | None, trainer: Any) -> dict[str, Any]:
+    return {} if path is None else {"ckpt_path": path, "weights_only": False}
+
+
+def test_lightning_captures_the_first_batch_of_a_step_and_what_is_logged(pl: Any, run: str) -> None:
+    plain, module = module_of(pl), module_of(pl)
+    fit(pl, plain, [])
+    capture = LightningCapture(run, every=1)
+    fit(pl, module, [capture])
+
+    assert isinstance(capture, pl.Callback)
+    assert all(map(torch.equal, module.state_dict().values(), plain.state_dict().values()))
+    opened = open_run(run)
+    assert opened.layers("activations") == ["net.0", "net.1"]
+    assert opened.steps("gradients").tolist() == [0, 1, 2, 3, 4, 5]
+    first = dict(reversed(module.seen))
+    for step in range(6):
+        np.testing.assert_array_equal(opened.activations["net.1"].frame(step), first[step][:1])
+    assert opened.scalars["loss"].steps.tolist() == [0, 1, 2, 3, 4, 5]
+    second = {step: output.square().mean() for step, output in module.seen}
+    np.testing.assert_allclose(opened.scalars["loss"].values, [float(second[i]) for i in range(6)])
+    assert opened.scalars["validated"].steps.tolist() == [2, 5]
+    assert opened.status().state == "finished"
+
+
+def test_lightning_goes_on_from_a_checkpoint_and_rewinds(pl: Any, run: str, tmp_path: Path) -> None:
+    saved = str(tmp_path / "saved.ckpt")
+    fit(pl, module_of(pl), [LightningCapture(run, every=1)]).save_checkpoint(saved)
+    longer = module_of(pl)
+    fit(pl, longer, [LightningCapture(run, every=1)], epochs=4, path=saved)
+    fit(pl, longer, [LightningCapture(run, every=1)], epochs=3, path=saved)
+
+    assert open_run(run).steps("weights").tolist() == list(range(9))
+    assert open_run(run).scalars["loss"].steps.tolist() == list(range(9))
+
+
+def test_lightning_captures_the_first_step_of_each_epoch(pl: Any, run: str) -> None:
+    fit(pl, module_of(pl), [LightningCapture(run, every="epoch")])
+
+    assert open_run(run).steps("activations").tolist() == [0, 3]
+
+
+def test_lightning_with_two_optimizers_that_step_by_hand(pl: Any, run: str) -> None:
+    class Two(type(module_of(pl))):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: list[torch.Tensor], number: int) -> None:
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(self.net(batch[0]).square().mean())
+                optimizer.step()
+
+        def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+            return [torch.optim.SGD(part.parameters(), lr=0.1) for part in self.net]
+
+    module = Two()
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[LightningCapture(run, every=4)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(TensorDataset(BATCHES), batch_size=4))
+
+    opened = open_run(run)
+    assert trainer.global_step == 12
+    for kind in ("activations", "weights", "gradients"):
+        assert opened.steps(kind).tolist() == [0, 4, 8]
+    assert opened.layers("activations") == ["net.0", "net.1", "net.0#1", "net.1#1"]
+
+
+def test_lightning_closes_the_run_of_a_training_that_fails(pl: Any, run: str) -> None:
+    class Failing(type(module_of(pl))):  # type: ignore[misc]
+        def training_step(self, batch: list[torch.Tensor], number: int) -> Any:
+            if self.trainer.global_step == 2:
+                raise RuntimeError("the data ended")
+            return super().training_step(batch, number)
+
+    with pytest.raises(RuntimeError, match="the data ended"):
+        fit(pl, Failing(), [LightningCapture(run, every=1)])
+
+    assert open_run(run).steps("weights").tolist() == [0, 1]
+    assert open_run(run).status().state == "finished"
+
+
+def test_a_lightning_callback_is_sent_to_other_processes_unattached(pl: Any, run: str) -> None:
+    sent = pickle.loads(pickle.dumps(LightningCapture(run, every=7)))
+
+    assert isinstance(sent, pl.Callback)
+    assert not sent.enabled
+    assert sent._code["every"] == 7
+
+
+def words() -> list[dict[str, torch.Tensor]]:
+    rows = torch.randint(30, (24, 6), generator=torch.Generator().manual_seed(1))
+    return [{"input_ids": row, "labels": row[0] % 2} for row in rows]
+
+
+def bert(folder: Path, callbacks: list[Any], **arguments: Any) -> Any:
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        PrinterCallback,
+        Trainer,
+        TrainingArguments,
+    )
+
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=30,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=8,
+        )
+    )
+    wanted = {"max_steps": 4, "save_strategy": "no", **arguments}
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            str(folder),
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            logging_steps=1,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            **wanted,
+        ),
+        train_dataset=words(),
+        eval_dataset=words()[:4],
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def test_the_trainer_of_hugging_face_is_captured_and_what_it_logs_is_kept(
+    run: str, tmp_path: Path
+) -> None:
+    plain = bert(tmp_path, [], eval_strategy="epoch")
+    plain.train()
+    trainer = bert(tmp_path, [HuggingFaceCapture(run, every=2)], eval_strategy="epoch")
+    trainer.train()
+
+    assert all(map(torch.equal, trainer.model.parameters(), plain.model.parameters()))
+    opened = open_run(run)
+    for kind in ("activations", "weights", "gradients"):
+        assert opened.steps(kind).tolist() == [0, 2]
+    assert not any("#" in layer for layer in opened.layers("activations"))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert opened.scalars["loss"].steps.tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(opened.scalars["loss"].values, losses)
+    assert opened.scalars["eval_loss"].steps.tolist() == [2, 3]
+    assert opened.status().state == "finished"
+
+
+def test_the_trainer_of_hugging_face_captures_the_first_step_of_each_epoch(
+    run: str, tmp_path: Path
+) -> None:
+    bert(tmp_path, [HuggingFaceCapture(run, every="epoch")], max_steps=5).train()
+
+    assert open_run(run).steps("activations").tolist() == [0, 3]
+
+
+def test_the_trainer_of_hugging_face_goes_on_from_a_checkpoint_and_rewinds(
+    run: str, tmp_path: Path
+) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    bert(tmp_path, [HuggingFaceCapture(run, every=1)], **saving).train()
+    again = bert(tmp_path, [HuggingFaceCapture(run, every=1)], max_steps=6)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+    assert open_run(run).steps("weights").tolist() == [0, 1, 2, 3, 4, 5]
+    assert open_run(run).scalars["loss"].steps.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_accelerate_prepared_is_captured_step_by_step(run: str) -> None:
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model, optimizer, loader = accelerator.prepare(
+        net,
+        torch.optim.SGD(net.parameters(), lr=0.1),
+        DataLoader(TensorDataset(BATCHES), batch_size=4),
+    )
+    done = 10
+    weights = []
+    with Capture(model, optimizer, run, every=1, step=lambda: done):
+        for (x,) in loader:
+            with accelerator.accumulate(model):
+                accelerator.backward(model(x).square().mean())
+                weights.append(net.state_dict()["0.weight"].clone())
+                optimizer.step()
+                optimizer.zero_grad()
+            done += accelerator.sync_gradients
+
+    opened = open_run(run)
+    assert opened.steps("activations").tolist() == opened.steps("gradients").tolist()
+    assert opened.steps("weights").tolist() == [10, 11, 12]
+    assert opened.layers("activations") == ["0", "1"]
+    for step in range(3):
+        kept = opened.weights["0.weight"].frame(10 + step)
+        np.testing.assert_array_equal(kept, weights[2 * step + 1].numpy())
+
+
+@pytest.mark.parametrize("capture", [LightningCapture, HuggingFaceCapture], ids=["pl", "hf"])
+def test_keywords_are_checked_when_the_callback_is_made(capture: Any) -> None:
+    with pytest.raises(PlanError, match="every=0"):
+        capture(every=0)
+    with pytest.raises(PlanError, match="step=3 is the trainer's to say"):
+        capture(step=3)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ever'"):
+        capture(ever=3)
