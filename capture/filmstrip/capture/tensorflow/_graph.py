@@ -1,0 +1,134 @@
+"""Graphs of TensorFlow 1: the only place that finds layers, variables and gradients in one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from filmstrip.capture._selection import choose
+from filmstrip.capture._settings import Settings
+from filmstrip.capture.errors import PlanError
+from filmstrip.store._names import canonical
+
+_OUTPUTS = frozenset(
+    {
+        *("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "MatMul"),
+        *("BiasAdd", "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"),
+        *("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Sigmoid", "Tanh", "Softplus", "Softmax"),
+        *("MaxPool", "AvgPool"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A tensor of a graph that is taken."""
+
+    kind: str
+    name: str
+    original: str
+    tensor: Any
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """What of a graph is watched, and the operations that change its variables."""
+
+    weights: tuple[Node, ...]
+    others: tuple[Node, ...]
+    updates: frozenset[str]
+
+    def trains(self, fetches: Any) -> bool:
+        """Return whether to compute something changes a variable."""
+        if not self.updates:
+            return True
+        waiting = [_operation(fetch) for fetch in tf.nest.flatten(fetches)]
+        seen: set[str] = set()
+        while waiting:
+            operation = waiting.pop()
+            if operation is None or operation.name in seen:
+                continue
+            if operation.name in self.updates:
+                return True
+            seen.add(operation.name)
+            waiting += [tensor.op for tensor in operation.inputs]
+            waiting += operation.control_inputs
+        return False
+
+
+def nodes_of(graph: Any, settings: Settings) -> Nodes:
+    """Return what the settings pick of a graph.
+
+    Wildcards take operations that compute what layers do (convolutions, products, biases,
+    activations); any other by its exact name, as ``layer1.Relu``. Gradients are what optimizers'
+    operations are given.
+
+    Raises
+    ------
+    PlanError
+        If a selector matches nothing; names the nearest operations.
+    """
+    variables = graph.get_collection(tf.compat.v1.GraphKeys.TRAINABLE_VARIABLES)
+    updates = dict(_updates(graph))
+    forward = [node for node in _outputs(graph) if not node.original.startswith("gradients")]
+    leaves = [node for node in forward if node.tensor.op.type in _OUTPUTS]
+    others = [node for node in forward if node.tensor.op.type not in _OUTPUTS]
+    if not variables and not leaves:
+        raise PlanError(
+            "the graph has neither variables nor layers; create the hook after the model"
+        )
+    weights = [_node("weights", variable.op.name, variable) for variable in variables]
+    picked, kept = choose(leaves, others, weights, settings, model="graph")
+    gradients = [
+        _node(
+            "gradients",
+            node.original,
+            updates[node.original].inputs[_gradient_of(updates[node.original])],
+        )
+        for node in kept
+        if node.original in updates
+    ]
+    return Nodes(
+        weights=kept if "weights" in settings.kinds else (),
+        others=(*picked, *(gradients if "gradients" in settings.kinds else ())),
+        updates=frozenset(operation.name for operation in updates.values()),
+    )
+
+
+def _node(kind: str, name: str, tensor: Any) -> Node:
+    return Node(kind, canonical(name), name, tensor)
+
+
+def _outputs(graph: Any) -> Iterator[Node]:
+    """Yield the first outputs, of floating numbers, that can be fetched."""
+    for operation in graph.get_operations():
+        for output in operation.outputs[:1]:
+            if output.dtype.base_dtype.is_floating and graph.is_fetchable(output):
+                yield _node("activations", operation.name, output)
+
+
+def _updates(graph: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the operations that apply a dense gradient, with the name of its variable."""
+    for operation in graph.get_operations():
+        dense = "Apply" in operation.type and "Sparse" not in operation.type
+        if dense and _gradient_of(operation) is not None:
+            yield operation.inputs[0].op.name, operation
+
+
+def _gradient_of(operation: Any) -> int | None:
+    names = [argument.name for argument in operation.op_def.input_arg]
+    for name in ("grad", "delta"):
+        if name in names:
+            return names.index(name)
+    return None
+
+
+def _operation(fetch: Any) -> Any:
+    if isinstance(fetch, str):
+        graph = tf.compat.v1.get_default_graph()
+        fetch = graph.as_graph_element(fetch)
+    return fetch if isinstance(fetch, tf.Operation) else getattr(fetch, "op", None)
