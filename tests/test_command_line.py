@@ -129,11 +129,11 @@ def test_names_cannot_steer_a_terminal_nor_make_a_second_line(run_path: Path) ->
 
 def test_lost_captures_make_a_run_degraded(run_path: Path) -> None:
     with create_run(run_path, if_exists="resume") as writer:
-        writer.log_health(40, {"dropped": 2, "errors": 0})
+        writer.log_health(40, {"dropped": 2, "errors": 1, "failed": 3})
 
     done = run("status", run_path)
     assert done.returncode == 3
-    assert "lost: 2 dropped" in done.stdout
+    assert "lost: 2 dropped, 4 errors" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["ls", "info", "status", "du", "check", "repair"])

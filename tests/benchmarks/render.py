@@ -1,6 +1,6 @@
-"""Measure what a grid costs, store to PNG, beside other ways to draw one.
+"""Measure what pictures cost, store to PNG, beside other ways to draw them.
 
-    python tests/benchmarks/render.py [--json]
+    python tests/benchmarks/render.py [--json] [--quick] [--only grids|matrix|histograms]
 
 CPU seconds of one process, the least of several rounds; the ways take turns, so that a busy
 machine slows all of them. Start-up is left out: each way draws once before it is measured.
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +27,8 @@ os.environ["MPLBACKEND"] = "agg"
 import matplotlib.pyplot as plt  # noqa: E402, TID251 - the peer that is measured
 import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
+from histograms import figures as histograms  # noqa: E402
+from measure import Figure, interleaved, report  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from filmstrip.render._palette import colors, quantise  # noqa: E402
@@ -126,17 +129,20 @@ def floor(frame: Frame) -> None:
 
 def measure(ways: list[Way]) -> dict[str, float]:
     """Return the least CPU seconds of each way; they take turns."""
-    least = {way.name: float("inf") for way in ways}
+    calls = itertools.count()
+
+    def called(way: Way) -> Callable[[], float]:
+        def action() -> float:
+            start = time.process_time()
+            for _ in range(way.calls):
+                way.draw(next(calls) % STEPS)
+            return (time.process_time() - start) / way.calls * way.factor
+
+        return action
+
     for way in ways:
         way.draw(0)
-    for round_ in range(ROUNDS):
-        for way in ways:
-            start = time.process_time()
-            for call in range(way.calls):
-                way.draw((round_ + call) % STEPS)
-            spent = (time.process_time() - start) / way.calls * way.factor
-            least[way.name] = min(least[way.name], spent)
-    return least
+    return interleaved({way.name: called(way) for way in ways}, ROUNDS)
 
 
 def ways_of(source: RunSource, shape: tuple[int, int, int], out: Path) -> list[Way]:
@@ -165,39 +171,87 @@ def ways_of(source: RunSource, shape: tuple[int, int, int], out: Path) -> list[W
     ]
 
 
-def main() -> None:
-    """Measure and print a table, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="leave plt.subplots out")
-    options = parser.parse_args()
+def matrices(folder: Path) -> list[Figure]:
+    """Return what a matrix of 4,096 × 4,096 costs beside matshow."""
+    x = np.random.default_rng(0).normal(size=(1, 4096, 4096)).astype(np.float32)
+    with create_run(folder / "matrix.zarr") as run:
+        spec = FrameSpec((4096, 4096), "float32", layout="OI")
+        run.writer("weights", {"fc": spec}).append(0, {"fc": x[0]})
+    source = RunSource(open_run(folder / "matrix.zarr"))
+    strip = source.strip("weights", "fc")
+
+    def matshow() -> None:
+        figure, axis = plt.subplots(figsize=(9, 8.4))
+        figure.colorbar(axis.matshow(strip.frame(0), cmap="RdBu_r"))
+        figure.savefig(io.BytesIO())
+        plt.close(figure)
+
+    def ours() -> None:
+        draw(source, GridSpec(kind="weights", layer="fc", step=0)).encode("png")
+
+    def read() -> None:
+        strip.frame(0)
+
+    ours()
+    actions = {"ours": ours, "matshow": matshow, "read": read}
+    least = interleaved(actions, ROUNDS, clock=time.process_time)
+    return [
+        Figure("matrix 4096×4096, store to PNG", least["ours"] * 1e3, unit="ms CPU"),
+        Figure("matshow of it / filmstrip", least["matshow"] / least["ours"], "at least", 2.0),
+        Figure("filmstrip / reading it", least["ours"] / least["read"]),
+    ]
+
+
+def grids(folder: Path, *, quick: bool, as_json: bool) -> list[Figure]:
+    """Print what grids cost, and return the figures that have a goal."""
+    write(folder / "run.zarr")
+    source = RunSource(open_run(folder / "run.zarr"))
     results: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)
-        write(path / "run.zarr")
-        source = RunSource(open_run(path / "run.zarr"))
-        for shape in SHAPES:
-            ways = ways_of(source, shape, path)
-            if options.quick:
-                ways = [way for way in ways if way.name != "plt.subplots"]
-            results["×".join(map(str, shape))] = measure(ways)
+    for shape in SHAPES:
+        ways = ways_of(source, shape, folder)
+        if quick:
+            ways = [way for way in ways if way.name != "plt.subplots"]
+        results["×".join(map(str, shape))] = measure(ways)
     first = results["×".join(map(str, SHAPES[0]))]
+    if as_json:
+        print(json.dumps(results, ensure_ascii=False, indent=1))
+    else:
+        width = max(len(name) for name in first)
+        print(f"{'CPU ms a grid (× filmstrip)':{width}}" + "".join(f"{s:>20}" for s in results))
+        for name in first:
+            costs = [(one[name], one["filmstrip"]) for one in results.values()]
+            cells = [f"{cost * 1e3:.1f} (×{cost / ours:.1f})" for cost, ours in costs]
+            print(f"{name:{width}}" + "".join(f"{cell:>20}" for cell in cells))
     ours, pyplot = first["filmstrip"], list(first.values())[-1]
-    goals = {
-        "grids a second and core, 64×28×28": (1 / ours, GRIDS_A_SECOND),
-        "times the per-channel pyplot loop": (pyplot / ours, TIMES_PYPLOT),
-    }
+    return [
+        Figure("grids a second and core, 64×28×28", 1 / ours, "at least", GRIDS_A_SECOND, ""),
+        Figure("per-channel pyplot loop / filmstrip", pyplot / ours, "at least", TIMES_PYPLOT),
+    ]
+
+
+def main() -> int:
+    """Measure and print tables, or JSON; return 1 when a goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON objects")
+    parser.add_argument(
+        "--quick", action="store_true", help="no plt.subplots, a tenth of the strip"
+    )
+    parser.add_argument("--only", choices=("grids", "matrix", "histograms"))
+    options = parser.parse_args()
+    found: list[Figure] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.only in {None, "grids"}:
+            found += grids(folder, quick=options.quick, as_json=options.json)
+        if options.only in {None, "matrix"}:
+            found += matrices(folder)
+        if options.only in {None, "histograms"}:
+            found += histograms(folder, 100 if options.quick else 1000)
     if options.json:
-        print(json.dumps({"seconds": results, "goals": goals}, ensure_ascii=False, indent=1))
-        return
-    width = max(len(name) for name in first)
-    print(f"{'CPU ms a grid (× filmstrip)':{width}}" + "".join(f"{s:>20}" for s in results))
-    for name in first:
-        cells = [f"{r[name] * 1e3:.1f} (×{r[name] / r['filmstrip']:.1f})" for r in results.values()]
-        print(f"{name:{width}}" + "".join(f"{cell:>20}" for cell in cells))
-    for name, (reached, goal) in goals.items():
-        print(f"{name}: {reached:.0f}, goal {goal:.0f}: {'met' if reached >= goal else 'MISSED'}")
+        print(json.dumps([asdict(figure) for figure in found], ensure_ascii=False, indent=1))
+        return int(not all(figure.reached for figure in found))
+    return report("pictures", found)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

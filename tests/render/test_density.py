@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from filmstrip.render._array_source import ArraySource
+from filmstrip.render._counting import counts_of_frames
 from filmstrip.render._density import density_counts, edges_between, monotone
-from filmstrip.render._source import counts_of_frames
 from filmstrip.render._spec import HistogramSpec
 from filmstrip.store import bit_histogram
 
@@ -40,7 +40,7 @@ def test_the_interpolated_count_passes_through_what_was_counted(x: npt.NDArray[n
 def test_nothing_is_lost_or_negative_between_the_ends(
     x: npt.NDArray[np.float32], bins: int
 ) -> None:
-    counts = counts_of_frames([x], [0], available=1)
+    counts = counts_of_frames(lambda _: x, [0], available=1)
     low, high = float(x.min()), float(x.max())
     edges = edges_between(low, high, bins, "linear")
 
@@ -54,7 +54,7 @@ def test_a_smooth_distribution_comes_back_within_sampling_noise() -> None:
     x = np.random.default_rng(0).normal(size=1_000_000).astype(np.float32)
     edges = np.linspace(-4, 4, 81)
 
-    counts = counts_of_frames([x], [0], available=1)
+    counts = counts_of_frames(lambda _: x, [0], available=1)
     binned = density_counts(counts, edges, zeros=True)[0]
 
     exact = np.histogram(x, edges)[0]
@@ -66,7 +66,7 @@ def test_a_smooth_distribution_comes_back_within_sampling_noise() -> None:
 def test_exact_zeros_are_kept_apart_and_counted_once() -> None:
     x = np.concatenate([np.zeros(900), np.linspace(0.5, 1.5, 100)]).astype(np.float32)
     edges = np.linspace(0, 1.5, 4)
-    counts = counts_of_frames([x], [0], available=1)
+    counts = counts_of_frames(lambda _: x, [0], available=1)
 
     with_zeros = density_counts(counts, edges, zeros=True)[0]
     without = density_counts(counts, edges, zeros=False)[0]
@@ -80,7 +80,7 @@ def test_exact_zeros_are_kept_apart_and_counted_once() -> None:
 @pytest.mark.parametrize("size", [1e-320, 1e-42, 1e-12, 1.0, 1e38, 1e300, 1.7e308])
 def test_edges_ascend_and_hold_everything_at_any_magnitude(scale: str, size: float) -> None:
     x = np.array([-1.0, -0.3, 0.0, 1e-9, 0.5, 1.0]) * size
-    counts = counts_of_frames([x], [0], available=1)
+    counts = counts_of_frames(lambda _: x, [0], available=1)
     edges = edges_between(float(counts.minimum[0]), float(counts.maximum[0]), 50, scale)
 
     binned = density_counts(counts, edges, zeros=True)
@@ -102,7 +102,7 @@ def test_bins_of_tensorboard_are_a_tenth_wider_each() -> None:
 def test_values_that_are_not_finite_are_counted_apart() -> None:
     x = np.array([1.0, np.nan, np.inf, np.inf, -np.inf], np.float32)
 
-    counts = counts_of_frames([x], [0], available=1)
+    counts = counts_of_frames(lambda _: x, [0], available=1)
 
     assert counts.others == (1, 2, 1)
     assert counts.finite.tolist() == [1.0]

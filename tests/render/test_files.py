@@ -20,7 +20,7 @@ from filmstrip.render import OutputError, SpecError
 from filmstrip.render._batch import Batch, Job, divide
 from filmstrip.render._draw import Drawn, draw_batch
 from filmstrip.render._driver import check_folder, drive, split
-from filmstrip.render._executors import available_cpus, threads
+from filmstrip.render._executors import Place, available_cpus, threads
 from filmstrip.render._image import digest_of, write_atomically
 from filmstrip.render._manifest import Report, write_manifest
 from filmstrip.render._plan import curve_jobs, grid_jobs, histogram_jobs
@@ -118,7 +118,7 @@ def test_a_batch_pickles_to_a_worker_and_draws_there(run_path: Path, tmp_path: P
 def jobs_of(run_path: Path) -> tuple[list[Job], list[RunSource]]:
     source = RunSource(open_run(run_path))
     jobs = grid_jobs(source, GridSpec(), layers=["relu1", "fc"], steps="all", samples=None)
-    jobs += histogram_jobs(source, HistogramSpec(), layers=["fc"], steps="all")
+    jobs += histogram_jobs([source], HistogramSpec(), layers=["fc"], steps="all")
     jobs += curve_jobs([source], CurveSpec(format="svg"), names=["accuracy"], stats=[("fc", "l2")])
     return jobs, [source]
 
@@ -129,7 +129,8 @@ def draw_all(
     known, sources = jobs_of(run_path)
     check_folder(out)
     missing, kept = split(jobs or known, sources, out, existing)  # type: ignore[arg-type]
-    report = drive(missing, kept, runs=(str(run_path),), out=out, executor=threads(2), workers=2)
+    with threads(2) as place:
+        report = drive(missing, kept, runs=(str(run_path),), out=out, place=place)
     return len(report.drawn), len(report.kept), len(report.failed)
 
 
@@ -250,7 +251,9 @@ def test_a_batch_that_dies_costs_only_the_picture_that_kills(
 ) -> None:
     jobs = [job for job in jobs_of(run_path)[0] if isinstance(job.spec, GridSpec)][:5]
 
-    report = drive(jobs, [], runs=(str(run_path),), out=tmp_path, executor=Dying(2), workers=1)
+    with Dying(2) as pool:
+        place = Place(pool, workers=1, in_flight=2)
+        report = drive(jobs, [], runs=(str(run_path),), out=tmp_path, place=place)
 
     assert sorted(one.job.path for one in report.drawn) == [
         f"activations/relu1/grid-000000{step}.png" for step in ("00", "10", "30", "40")
@@ -294,10 +297,9 @@ def test_what_was_drawn_before_nothing_could_be_written_is_in_the_manifest(
     known, _ = jobs_of(run_path)
     jobs = [job for job in known if "/relu1/" in job.path][:3]
     (tmp_path / jobs[2].path).mkdir(parents=True)
-    serial = threads(1)
 
-    with pytest.raises(OutputError, match="cannot write"):
-        drive(jobs, [], runs=(str(run_path),), out=tmp_path, executor=serial, workers=1)
+    with threads(1) as place, pytest.raises(OutputError, match="cannot write"):
+        drive(jobs, [], runs=(str(run_path),), out=tmp_path, place=place)
 
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert [entry["path"] for entry in manifest["pictures"]] == [job.path for job in jobs[:2]]

@@ -9,16 +9,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from filmstrip.render._api import curve, grid, histogram, mosaic
+    from filmstrip.render._api import animation, curve, grid, histogram, mosaic
     from filmstrip.render._image import Picture
-    from filmstrip.render.errors import OutputError, RenderError, SourceError, SpecError
+    from filmstrip.render.errors import (
+        ExecutorError,
+        OutputError,
+        RenderError,
+        SourceError,
+        SpecError,
+    )
 
 __all__ = [
+    "ExecutorError",
     "OutputError",
     "Picture",
     "RenderError",
     "SourceError",
     "SpecError",
+    "animation",
     "curve",
     "grid",
     "histogram",
@@ -26,9 +34,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_api": ("curve", "grid", "histogram", "mosaic"),
+    "_api": ("animation", "curve", "grid", "histogram", "mosaic"),
     "_image": ("Picture",),
-    "errors": ("OutputError", "RenderError", "SourceError", "SpecError"),
+    "errors": ("ExecutorError", "OutputError", "RenderError", "SourceError", "SpecError"),
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -5,19 +5,21 @@ The only place that tells a strip from an array.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from filmstrip.render._array_source import ArraySource, as_array, as_real, lines_of
+from filmstrip.render._array_source import ArraySource, StepsSource, as_array, as_real, lines_of
 from filmstrip.render._draw import describe
 from filmstrip.render._layout import arrange
 from filmstrip.render._picks import check_picks, pick_steps
 from filmstrip.render._source import RunSource
-from filmstrip.render._spec import CurveSpec, GridSpec, HistogramSpec
+from filmstrip.render._spec import AnimationSpec, CurveSpec, GridSpec, HistogramSpec
 from filmstrip.render._tiles import mosaic_of
 from filmstrip.render.errors import SpecError
+from filmstrip.render.pictures import animation as animations
 from filmstrip.render.pictures import curve as curves
 from filmstrip.render.pictures import grid as grids
 from filmstrip.render.pictures import histogram as histograms
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from filmstrip.render._spec import BinScale, Spec, View, XAxis
     from filmstrip.render._tiles import Downsample
 
-__all__ = ["curve", "grid", "histogram", "mosaic"]
+__all__ = ["animation", "curve", "grid", "histogram", "mosaic"]
 
 
 def grid(
@@ -50,6 +52,7 @@ def grid(
     scale: ScaleMode = "shared",
     cmap: str | None = None,
     downsample: Downsample = "absmax",
+    rgb: bool | None = None,
     title: str | None = None,
     dpi: float = 200.0,
 ) -> Picture:
@@ -58,7 +61,8 @@ def grid(
     Parameters
     ----------
     x : Strip or array_like or tensor
-        A strip of a run, or any array: numpy, torch (on any device, bfloat16 too), TensorFlow.
+        A strip of a run, or any array: numpy, torch (on any device, bfloat16 too), TensorFlow,
+        JAX.
     step : int
         Step of a strip, counted over the run; below 0 from the end. Arrays have none.
     sample : int or None
@@ -80,6 +84,9 @@ def grid(
         Colour map of matplotlib; None: viridis, or RdBu_r where values have signs.
     downsample : {"absmax", "mean", "rms", "none"}
         How values that share a pixel are joined.
+    rgb : bool or None
+        Whether 1 or 3 channels are the brightness or the colours of pixels, so that a tile is an
+        image or a filter; None: of inputs and images.
     title : str or None
         None: the layer.
     dpi : float
@@ -110,6 +117,7 @@ def grid(
         kind=strip.kind if strip is not None else "",
         layer=strip.layer if strip is not None else "",
         step=_step(strip, step),
+        layout=layout,
         sample=sample,
         channels=_picks(channels),
         columns=columns,
@@ -119,9 +127,96 @@ def grid(
         scale=scale,
         cmap=cmap,
         downsample=downsample,
+        rgb=rgb,
         dpi=dpi,
     )
     drawn = grids.draw(source, spec, title=title if title is not None else _title(strip, x))
+    return _described(drawn, spec, None if strip is None else strip.run)
+
+
+def animation(
+    x: object,
+    step: str | int | slice | Sequence[int] = "all",
+    *,
+    fps: float = 12.0,
+    sample: int | None = None,
+    layout: str | None = None,
+    channels: str | int | slice | Sequence[int] = "all",
+    rgb: bool | None = None,
+    columns: int | None = None,
+    padding: int = 4,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    scale: ScaleMode = "shared",
+    cmap: str | None = None,
+    downsample: Downsample = "absmax",
+    title: str | None = None,
+    dpi: float = 200.0,
+) -> Picture:
+    """Draw one layer over steps as a film of grids, all in one range of colours.
+
+    Parameters
+    ----------
+    x : Strip or array_like or tensor
+        A strip of a run, or an array whose first axis are the steps.
+    step : str, int, slice or sequence of int
+        Which steps: ``"all"``, ``"0:5000:100"``, some.
+    fps : float
+        Frames a second, 0.1 to 60.
+    sample, channels, rgb, columns, padding, vmin, vmax, cmap, downsample, title, dpi
+        As of `grid`.
+    layout : str or None
+        One letter an axis of one frame.
+    scale : {"shared", "each", "run"}
+        One range for all tiles of all frames, one for each tile over all frames, or the range of
+        the layer over the whole run.
+
+    Returns
+    -------
+    Picture
+        Moves in a notebook. Saved as ``.png`` or ``.apng``, ``.gif``, or ``.mp4``. Frames are
+        read and drawn whenever that is done, one at a time.
+
+    Raises
+    ------
+    SpecError
+        If the array cannot be drawn so.
+    SourceError
+        If there is no such step, sample or channel.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from filmstrip import render
+    >>> render.animation(np.random.default_rng(0).random((3, 8, 12, 12)), title="random")
+    <Picture 734×736 pixels, 3 frames>
+    """
+    strip, source = _source(x, layout)
+    if isinstance(source, ArraySource):
+        source = StepsSource(source.values, layout)
+        if source.values.ndim < 2:
+            raise SpecError(
+                "an animation needs steps as the first of two or more axes; "
+                f"the array has shape {source.values.shape}"
+            )
+    frame = GridSpec(
+        kind=strip.kind if strip is not None else "",
+        layer=strip.layer if strip is not None else "",
+        layout=layout,
+        sample=sample,
+        channels=_picks(channels),
+        rgb=rgb,
+        columns=columns,
+        padding=padding,
+        vmin=vmin,
+        vmax=vmax,
+        scale=scale,
+        cmap=cmap,
+        downsample=downsample,
+        dpi=dpi,
+    )
+    spec = AnimationSpec(frame=frame, step=check_picks(_picks(step), "step"), fps=fps)
+    drawn = animations.draw(source, spec, title=title if title is not None else _title(strip, x))
     return _described(drawn, spec, None if strip is None else strip.run)
 
 
@@ -139,8 +234,9 @@ def histogram(
 
     Parameters
     ----------
-    x : Strip or array_like or tensor
-        For the views over steps, an array's first axis are the steps.
+    x : Strip or array_like or tensor, or mapping
+        For the views over steps, an array's first axis are the steps. A mapping of names to these
+        is drawn side by side, or with ``view="overlay"`` one step of each in one picture.
     step : str, int, slice, sequence of int or None
         Steps of a strip: a number (below 0 from the end), some, ``"all"`` or ``"0:5000:100"``;
         None: all, or the last for a single one.
@@ -174,6 +270,8 @@ def histogram(
     >>> render.histogram(np.random.default_rng(0).normal(size=1000))
     <Picture 1400×840 pixels>
     """
+    if isinstance(x, Mapping):
+        return _histograms(x, step, view, bins=bins, bin_scale=bin_scale, title=title, dpi=dpi)
     strip, source = _source(x, None)
     if view is None:
         one = isinstance(step, int | np.integer)
@@ -196,11 +294,46 @@ def histogram(
     return _described(drawn, spec, None if strip is None else strip.run)
 
 
+def _histograms(
+    several: Mapping[str, object],
+    step: str | int | slice | Sequence[int] | None,
+    view: View | None,
+    *,
+    bins: int | None,
+    bin_scale: BinScale,
+    title: str | None,
+    dpi: float,
+) -> Picture:
+    """Draw several strips or arrays."""
+    if not several:
+        raise SpecError("there are no histograms: the mapping is empty")
+    strips = all(isinstance(one, Strip) for one in several.values())
+    seen = view or ("ridge" if strips else "single")
+    default = "-1" if seen in {"single", "overlay"} else "all"
+    picks = check_picks(default if step is None else _picks(step), "step")
+    spec = HistogramSpec(
+        layer="*", page=True, view=seen, step=picks, bins=bins, bin_scale=bin_scale, dpi=dpi
+    )
+    counted = []
+    for name, one in several.items():
+        strip, source = _source(one, None)
+        whole = replace(
+            spec,
+            kind="" if strip is None else strip.kind,
+            layer="" if strip is None else strip.layer,
+            view="single" if seen == "overlay" else seen,
+        )
+        counted.append((str(name), histograms.counts_of(source, whole)))
+    drawn = histograms.draw_several(counted, replace(spec, kind=""), title=title or "")
+    return _described(drawn, spec, None)
+
+
 def curve(
     x: object,
     name: str = "*",
     *,
     stat: str = "l2",
+    band: bool = False,
     smoothing: float = 0.0,
     log: bool = False,
     axis: XAxis = "step",
@@ -218,6 +351,8 @@ def curve(
         Which scalars of a run: patterns, separated by commas.
     stat : str
         Which statistic of a strip: mean, std, min, max, l2, rms, dead, nan, …
+    band : bool
+        Whether mean ± std is shaded around ``stat="mean"``.
     smoothing : float
         Weight of the past, at least 0 and below 1.
     log : bool
@@ -248,7 +383,7 @@ def curve(
     """
     spec = CurveSpec(name=name, smoothing=smoothing, log=log, x=axis, dpi=dpi)
     if isinstance(x, Strip):
-        spec = replace(spec, name=x.layer, stat=stat, kind=x.kind)
+        spec = replace(spec, name=x.layer, stat=stat, kind=x.kind, band=band)
     run = x.run if isinstance(x, Strip) else x if isinstance(x, Run) else None
     if run is None:
         if axis == "time":
@@ -310,7 +445,7 @@ def mosaic(
 
 def _source(x: object, layout: str | None) -> tuple[Strip | None, RunSource | ArraySource]:
     if isinstance(x, Strip):
-        return x, RunSource(x.run, layout)
+        return x, RunSource(x.run)
     if isinstance(x, Run):
         raise SpecError(f"{x.name} is a run; give one of its strips, as run.activations['conv1']")
     return None, ArraySource(as_array(x), layout)

@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from filmstrip.render._counting import counts_of_frames, limit_steps
 from filmstrip.render._picks import pick_steps
-from filmstrip.render._source import Frame, Line, counts_of_frames, limit_steps
+from filmstrip.render._source import Frame, Line
 from filmstrip.render.errors import SourceError, SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from filmstrip.render._density import Counts
+    from filmstrip.render._scale import Spread
     from filmstrip.render._spec import CurveSpec, GridSpec, HistogramSpec
 
-__all__ = ["ArraySource", "as_array", "lines_of"]
+__all__ = ["ArraySource", "StepsSource", "as_array", "lines_of"]
 
 
 class ArraySource:
@@ -43,7 +47,7 @@ class ArraySource:
     def counts(self, spec: HistogramSpec) -> Counts:
         """Count the array, its first axis being steps unless the view shows a single one."""
         if spec.view == "single":
-            return counts_of_frames([self.values], [0], available=1)
+            return counts_of_frames(lambda _: self.values, [0], available=1)
         if self.values.ndim < 2:
             raise SpecError(
                 f"a {spec.view} needs steps as the first of two or more axes; "
@@ -51,15 +55,39 @@ class ArraySource:
             )
         count = len(self.values)
         chosen = limit_steps(pick_steps(spec.step, range(count), layer="the array"), spec.view)
-        return counts_of_frames((self.values[i] for i in chosen), chosen, available=count)
+        return counts_of_frames(self.values.__getitem__, chosen, available=count)
+
+    def layers(self, kind: str, patterns: Sequence[str]) -> Sequence[str]:
+        """Return a single nameless one."""
+        return [""]
 
     def series(self, spec: CurveSpec) -> list[Line]:
         """Return the array as one curve."""
         return lines_of(self.values)
 
+    def input(self, spec: GridSpec) -> Frame | None:
+        """Return None: an array does not tell what it was made of."""
+        return None
+
     def limits(self, spec: GridSpec) -> tuple[float, float] | None:
         """Return None: an array is all there is."""
         return None
+
+    def steps(self, spec: GridSpec) -> range:
+        """Return the entries of the first axis."""
+        return range(len(self.values))
+
+    def spread(self, spec: GridSpec, steps: Sequence[int]) -> Spread | None:
+        """Return None: nothing is stored beside an array."""
+        return None
+
+
+class StepsSource(ArraySource):
+    """One array whose first axis are steps, each of which is a frame."""
+
+    def frame(self, spec: GridSpec) -> Frame:
+        """Return one entry of the first axis."""
+        return Frame(self.values[spec.step], self.layout, spec.kind, spec.step)
 
 
 def as_array(x: object) -> npt.NDArray[Any]:

@@ -1,16 +1,17 @@
-"""Drawing a batch: the only place where specs become files; a worker imports it by name."""
+"""Drawing a batch: the only place where specs become files."""
 
 from __future__ import annotations
 
 import os
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filmstrip.render._image import write_atomically
+from filmstrip.render._executors import reason
 from filmstrip.render._source import open_sources
-from filmstrip.render._spec import CurveSpec, GridSpec, command, digest
+from filmstrip.render._spec import CurveSpec, command, digest
 from filmstrip.render.errors import OutputError, RenderError
 from filmstrip.render.pictures import PICTURES
 from filmstrip.store import StoreError
@@ -46,6 +47,9 @@ def draw_batch(batch: Batch) -> list[Drawn]:
     that fails leaves no file and does not keep the others from being drawn, unless it is the
     output folder that fails.
     """
+    if not Path(batch.out).is_dir():  # the driver made it
+        error = f"{socket.gethostname()} does not see the output folder {batch.out}; choose one"
+        return [Drawn(batch.jobs[0], error=f"{error} that all workers share", fatal=True)]
     try:
         sources = open_sources(batch.runs)
     except StoreError as error:
@@ -63,11 +67,13 @@ def _draw(job: Job, sources: Sequence[RunSource], out: Path) -> Drawn:
     try:
         metadata = describe(job.spec, sources)
         picture = PICTURES[job.spec.picture](sources, job.spec).with_metadata(metadata)
-        write_atomically(out / job.path, picture.encode(job.spec.format))
+        picture.save(out / job.path)
     except OutputError as error:
         return Drawn(job, error=str(error), fatal=True)
     except (RenderError, StoreError) as error:
         return Drawn(job, error=str(error))
+    except Exception as error:  # the rim: a defect in one picture must not end all others
+        return Drawn(job, error=reason(error))
     return Drawn(job, metadata["filmstrip-digest"], time.perf_counter() - start)
 
 
@@ -75,13 +81,12 @@ def describe(spec: Spec, sources: Sequence[RunSource]) -> dict[str, str]:
     """Metadata of a picture: what it shows, and how to draw it again."""
     state = " ".join(source.state(spec) for source in sources)
     runs = tuple(os.fspath(source.run.path) for source in sources)
-    metadata = {
+    return {
         "Software": "filmstrip",
         "Title": spec.name if isinstance(spec, CurveSpec) else spec.layer,
-        "filmstrip-digest": digest(spec, state),
         "filmstrip-run": " ".join(source.id for source in sources),
+        "filmstrip-step": "all" if isinstance(spec, CurveSpec) else str(spec.step),
         "filmstrip-command": command(spec, runs),
+        # At the very end of some formats: a file that was cut lacks it.
+        "filmstrip-digest": digest(spec, state),
     }
-    if isinstance(spec, GridSpec):
-        metadata["filmstrip-step"] = str(spec.step)
-    return metadata

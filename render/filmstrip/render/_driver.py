@@ -1,42 +1,50 @@
 """The driver: the only loop that submits batches and collects what became of them.
 
 Files are the truth: a picture whose file carries the digest is done, whoever drew it. A batch
-that dies with its worker is submitted again, one picture at a time, so that one bad picture
-costs itself only.
+that dies with its worker is submitted again when all others are done, one picture at a time and
+nothing beside it, so that one bad picture costs itself only and is known for certain.
 """
 
 from __future__ import annotations
 
 import time
-from concurrent.futures import as_completed
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from filmstrip.render._batch import Batch, Job, divide
-from filmstrip.render._draw import Drawn, describe, draw_batch
+from filmstrip.render._batch import Batch, Job, Part, divide, part_of
+from filmstrip.render._draw import Drawn, describe
+from filmstrip.render._executors import Place, reason
 from filmstrip.render._image import digest_of
 from filmstrip.render._manifest import Report, write_manifest
 from filmstrip.render._progress import Progress, Silence
 from filmstrip.render._spec import digest
+from filmstrip.render._task import run
 from filmstrip.render.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Future
 
-    from filmstrip.render._executors import Executor
     from filmstrip.render._source import RunSource
 
 __all__ = ["Existing", "check_folder", "drive", "split"]
 
 Existing: TypeAlias = Literal["digest", "keep", "force"]
+_TICK: Final = 2.0  # seconds between two looks at the place
+_HOPELESS: Final = 8  # workers that died one after the other, with nothing drawn between
 
 
 def split(
-    jobs: Sequence[Job], sources: Sequence[RunSource], out: Path, existing: Existing
+    jobs: Sequence[Job],
+    sources: Sequence[RunSource],
+    out: Path,
+    existing: Existing,
+    part: Part | None = None,
 ) -> tuple[list[Job], list[Drawn]]:
     """Divide jobs into those to draw and those whose files are done.
 
@@ -49,6 +57,8 @@ def split(
         Output folder.
     existing : {"digest", "keep", "force"}
         What makes a file done: its digest, that it is there, nothing.
+    part : Part or None
+        Leave out what other parts draw.
 
     Returns
     -------
@@ -57,7 +67,7 @@ def split(
     """
     missing: list[Job] = []
     kept: list[Drawn] = []
-    for job in _distinct(jobs):
+    for job in part_of(_distinct(jobs), part):
         path = out / job.path
         if existing == "force" or not _is_file(path):
             missing.append(job)
@@ -115,8 +125,7 @@ def drive(
     *,
     runs: tuple[str, ...],
     out: Path,
-    executor: Executor,
-    workers: int,
+    place: Place,
     progress: Progress | None = None,
 ) -> Report:
     """Draw what is missing and write the manifest, also when it is interrupted.
@@ -129,10 +138,8 @@ def drive(
         Paths of the runs; workers open them.
     out : Path
         Output folder; must exist.
-    executor : Executor
-        Is shut down at the end.
-    workers : int
-        How many tasks it runs at a time.
+    place : Place
+        Where it is drawn.
     progress : Progress or None
 
     Returns
@@ -143,19 +150,22 @@ def drive(
     ------
     OutputError
         If a picture cannot be written; what was drawn before stays and is in the manifest.
+    ExecutorError
+        If there is no worker any more; the same holds.
     """
     start = time.perf_counter()
     told = progress or Silence()
-    report = Report(str(out), kept=list(kept))
+    report = Report(str(out), kept=list(kept), runs=runs)
     told.start(len(missing))
     try:
-        batches = divide(missing, runs=runs, out=str(out), workers=workers)
-        lost = _collect(batches, executor, report, told)
+        # Workers may run in other folders.
+        there = tuple(path if "://" in path else str(Path(path).absolute()) for path in runs)
+        batches = divide(missing, runs=there, out=str(out.absolute()), workers=place.workers)
+        lost = _collect(batches, place, report, told, at_once=place.in_flight)
         singly = [Batch(b.runs, b.out, (job,)) for b in lost for job in b.jobs]
-        for batch, error in _collect(singly, executor, report, told).items():
+        for batch, error in _collect(singly, place, report, told, at_once=1).items():
             report.failed += [Drawn(job, error=error) for job in batch.jobs]
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
         told.stop()
         report.seconds = time.perf_counter() - start
         write_manifest(report)
@@ -163,26 +173,42 @@ def drive(
 
 
 def _collect(
-    batches: Sequence[Batch], executor: Executor, report: Report, told: Progress
+    batches: Sequence[Batch], place: Place, report: Report, told: Progress, *, at_once: int
 ) -> dict[Batch, str]:
     """Run batches; return those that died, with the reason of each."""
-    futures: dict[Future[list[Drawn]], Batch] = {
-        executor.submit(draw_batch, batch): batch for batch in batches
-    }
+    waiting = deque(batches)
+    running: dict[Future[list[Drawn]], Batch] = {}
     lost: dict[Batch, str] = {}
+    died, looked = 0, time.monotonic()
     try:
-        for future in as_completed(list(futures)):
-            error = _enter(future, report)
-            told.advance(len(futures[future].jobs) if not error else 0)
-            if error:
-                lost[futures[future]] = error
-            del futures[future]
+        while running or waiting:
+            while waiting and len(running) < at_once and died < _HOPELESS:
+                batch = waiting.popleft()
+                running[place.executor.submit(run, batch)] = batch
+            done, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
+            drawn = 0
+            for future in done:
+                batch = running.pop(future)
+                if error := _enter(future, report):
+                    lost[batch] = error
+                else:
+                    drawn += len(batch.jobs)
+            told.advance(drawn)
+            if drawn:
+                died = 0
+            elif done:
+                died += 1
+            if died or time.monotonic() - looked >= _TICK:
+                looked = time.monotonic()
+                told.note(place.check(len(report.drawn)))
+            if died >= _HOPELESS and not running:
+                error = f"not tried: {died} workers in a row were lost before it"
+                return lost | dict.fromkeys(waiting, error)
     except BaseException:
         # Interrupted: what runs is finished and entered, so that the manifest knows its files.
-        executor.shutdown(wait=True, cancel_futures=True)
-        for future in futures:
-            if not future.cancelled():
-                with suppress(OutputError):
+        for future in running:
+            if not future.cancel():
+                with suppress(Exception):
                     _enter(future, report)
         raise
     return lost
@@ -192,8 +218,8 @@ def _enter(future: Future[list[Drawn]], report: Report) -> str:
     """Enter the results of a batch into the report; return why it died, if it did."""
     try:
         results = future.result()
-    except Exception as error:  # the rim: one picture must not end all others
-        return f"{type(error).__name__}: {error}"
+    except Exception as error:  # its worker died, or was not reached
+        return reason(error)
     report.drawn += [one for one in results if not one.error]
     report.failed += [one for one in results if one.error]
     for one in results:

@@ -20,10 +20,20 @@ if TYPE_CHECKING:
 
     from filmstrip.render._sheet import Caption
 
-__all__ = ["FRAME", "add_note", "finish_axes", "new_figure", "round_ticks", "step_ticks"]
+__all__ = [
+    "FRAME",
+    "add_note",
+    "finish_axes",
+    "line_color",
+    "new_figure",
+    "round_ticks",
+    "step_ticks",
+]
 
 WIDTH: Final = 7.0  # inches
 _LONGEST: Final = 8  # characters of a tick's label
+# Okabe and Ito 2008, told apart by most of those who see colours otherwise; yellow is too faint.
+_COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4b5563")
 FRAME: Final = 0.085  # left edge of axes and text, of the width
 
 
@@ -106,7 +116,9 @@ def add_note(
     )
 
 
-def finish_axes(axes: Axes, *, x: str, y: str, spines: Sequence[str] = ("left", "bottom")) -> None:
+def finish_axes(
+    axes: Axes, *, x: str, y: str, spines: Sequence[str] = ("left", "bottom"), size: float = 8.0
+) -> None:
     """Give axes their names, colours and spines; call it after limits and ticks are set."""
     axes.set_facecolor("white")
     axes.grid(False)
@@ -125,9 +137,9 @@ def finish_axes(axes: Axes, *, x: str, y: str, spines: Sequence[str] = ("left", 
         )
         axis.set_tick_params(which="minor", length=0)
         for label in axis.get_ticklabels():
-            label.set_fontproperties(_text.font(8))
+            label.set_fontproperties(_text.font(size))
         axis.label.set(
-            text=_text.printable(name), color=TONES["mute"], fontproperties=_text.font(8.5)
+            text=_text.printable(name), color=TONES["mute"], fontproperties=_text.font(size + 0.5)
         )
         axis.label.set_parse_math(False)
 
@@ -154,3 +166,14 @@ def step_ticks(axis: Axis, low: float, high: float, most: int) -> None:
     found = MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]).tick_values(low, high)
     inside = [round(float(v)) for v in found if low <= v <= high]
     axis.set_ticks(inside, [f"{v:,}".replace(",", "\u202f") for v in inside])
+
+
+def line_color(i: int, count: int) -> str:
+    """Choose the colour of one of several lines."""
+    if count <= len(_COLORS):
+        return _COLORS[i]
+    import matplotlib
+    from matplotlib.colors import to_hex
+
+    # Many curves are mostly layers in forward order: a ramp shows where one stands.
+    return to_hex(matplotlib.colormaps["viridis"](0.92 * i / (count - 1)))

@@ -112,8 +112,8 @@ def index_labels(
     if places.columns == 1:
         pitch, texts = places.inner, [str(name) for name in inner_names]
     else:
-        pitch, texts = places.across, [f"+{column}" for column in range(places.columns)]
-    wide = max(places.ruler.text(text, INDEX) for text in texts) + places.ruler(8)
+        pitch, texts = places.across, _offsets(names, places.columns)
+    wide = max((places.ruler.text(text, INDEX) for text in texts), default=0) + places.ruler(8)
     every = max(1, -(-wide // pitch))
     return tuple(
         labels
@@ -123,3 +123,12 @@ def index_labels(
             if i % every == 0
         ]
     )
+
+
+def _offsets(names: tuple[int, ...], columns: int) -> list[str]:
+    """How far each column is from the first of its row; nothing where rows differ in that."""
+    offsets = [name - names[0] for name in names[:columns]]
+    even = all(
+        name == names[i - i % columns] + offsets[i % columns] for i, name in enumerate(names)
+    )
+    return [f"+{offset}" for offset in offsets] if even else []

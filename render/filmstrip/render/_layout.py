@@ -1,33 +1,36 @@
 """Layouts: the only place that knows what the axes of a frame mean.
 
-Letters: N sample, C channel or unit, O output, I input, D H W space, L T position, Q K the
-two sides of attention. An arrangement reorders a frame to ``(group, inner, row, column)``;
-whatever is drawn later sees only that.
+Letters: N sample, C channel or unit, O output, I input, D H W space, L T position, Q K or L S
+the two sides of attention; H without W are heads. An arrangement reorders a frame to
+``(sample, group, inner, row, column)``; whatever is drawn later sees only that.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from filmstrip.render.errors import SourceError, SpecError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Arrangement", "arrange", "letters"]
+__all__ = ["Arrangement", "arrange", "arrange_images", "check_layout", "letters"]
 
-_PARAMETERS: Final = {0: "", 1: "C", 2: "OI", 3: "OIW", 4: "OIHW", 5: "OIDHW"}
-_ACTIVATIONS: Final = {0: "", 1: "C", 2: "NC", 3: "NLC", 4: "NCHW", 5: "NCDHW"}
+_PARAMETERS: Final = {0: "", 1: "C", 2: "HW", 3: "OIW", 4: "OIHW", 5: "OIDHW"}
+_ACTIVATIONS: Final = {0: "", 1: "C", 2: "HW", 3: "NLC", 4: "NCHW", 5: "NCDHW"}
 _PLAIN: Final = {0: "", 1: "C", 2: "HW", 3: "CHW", 4: "NCHW", 5: "NCDHW"}
 _BY_KIND: Final = {
     "weights": _PARAMETERS,
     "gradients": _PARAMETERS,
     "activations": _ACTIVATIONS,
 }
-_LETTERS: Final = frozenset("NCOIDHWLTQK")
-_FILTER_ORDER: Final = "OIDHW"
+_LETTERS: Final = "NCOIDHWLTQKS"
+_FILTER_ORDER: Final = "OIDHWLT"
 _IMAGE_ORDER: Final = "CDHW"
+_COLORS: Final = (1, 3)
 _NAMES: Final = {
     "N": "sample",
     "C": "unit",
@@ -40,7 +43,10 @@ _NAMES: Final = {
     "T": "position",
     "Q": "query",
     "K": "key",
+    "S": "source position",
 }
+_GROUPS: Final = {"O": "filter", "C": "channel", "H": "head"}
+_INNER: Final = {"I": "input channel", "C": "channel", "D": "depth"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +55,57 @@ class Arrangement:
 
     Attributes
     ----------
-    values : ndarray, shape (group, inner, row, column)
+    samples : ndarray, shape (sample, group, inner, row, column)
         Groups are channels of an activation or filters of a kernel; the inner planes of a
-        filter are its input channels.
+        filter are its input channels. One sample where there is no axis of that kind.
     flat : bool
         Whether there is one plane only, which has axes of its own: a matrix or a vector.
-    filters : bool
-        Whether groups are filters.
+    group : str
+        What groups are: ``"channel"``, ``"filter"``, ``"head"``, …
+    inner : tuple of (str, int)
+        What the inner planes of a group count, and how many of each.
     row_name, column_name : str
         What the axes of the plane count.
     sample : int or None
         The sample that was taken, None where all or none are shown.
+    group_axis : int or None
+        Which axis of the frame the groups are, None where there is one plane only.
+    color : bool
+        Whether the inner planes are red, green and blue, or brightness alone.
     """
 
-    values: npt.NDArray[Any]
+    samples: npt.NDArray[Any]
     flat: bool
-    filters: bool
+    group: str
+    inner: tuple[tuple[str, int], ...]
     row_name: str
     column_name: str
     sample: int | None
+    group_axis: int | None = None
+    color: bool = False
+
+    @property
+    def values(self) -> npt.NDArray[Any]:
+        """What is shown of the sample: shape (group, inner, row, column)."""
+        shown: npt.NDArray[Any] = self.samples[self.sample or 0]
+        return shown
+
+
+def check_layout(layout: str) -> str:
+    """Return a layout in capitals.
+
+    Raises
+    ------
+    SpecError
+        If a letter is none of those that there are, or stands twice.
+    """
+    axes = layout.upper()
+    if not axes or not set(_LETTERS).issuperset(axes) or len(set(axes)) != len(axes):
+        raise SpecError(
+            f"layout {layout!r} is not one: use letters of {_LETTERS}, each once, "
+            "such as NCHW, NHWC, OIHW or HWIO"
+        )
+    return axes
 
 
 def letters(layout: str | None, ndim: int, kind: str) -> str:
@@ -79,12 +117,7 @@ def letters(layout: str | None, ndim: int, kind: str) -> str:
     ('NHWC', 'OIHW', 'HW')
     """
     if layout is not None:
-        axes = layout.upper()
-        if not axes or not _LETTERS.issuperset(axes) or len(set(axes)) != len(axes):
-            raise SpecError(
-                f"layout {layout!r} is not one: use letters of NCOIDHWLTQK, each once, "
-                "such as NCHW, NHWC, OIHW or HWIO"
-            )
+        axes = check_layout(layout)
         if len(axes) == ndim:
             return axes
         if axes[0] == "N" and len(axes) == ndim + 1:
@@ -130,37 +163,92 @@ def arrange(
     >>> arrange(np.zeros((3, 3, 16, 32)), "HWIO").values.shape
     (32, 16, 3, 3)
     """
-    axes = letters(layout, frame.ndim, kind)
+    axes = whole = letters(layout, frame.ndim, kind)
     if frame.size == 0:
         raise SpecError(f"nothing to draw: the array has shape {_shape(frame.shape)}")
     taken: int | None = None
     if "N" in axes and (sample is not None or len(axes) != 2):
         at = axes.index("N")
-        taken = sample or 0
-        if not -frame.shape[at] <= taken < frame.shape[at]:
-            raise SourceError(
-                f"no sample {taken}: the frame has {frame.shape[at]} (0 to {frame.shape[at] - 1})"
-            )
-        taken %= frame.shape[at]
-        frame = frame.take(taken, axis=at)
+        taken = _sample(sample or 0, frame.shape[at])
+        frame = np.moveaxis(frame, at, 0)
         axes = axes.replace("N", "")
+    else:
+        frame = frame[None]
     order = _order(axes)
-    frame = frame.transpose([axes.index(letter) for letter in order])
-    return _planes(frame, order, taken)
+    frame = frame.transpose([0, *(1 + axes.index(letter) for letter in order)])
+    planes = _planes(frame, order, taken)
+    return planes if planes.flat else replace(planes, group_axis=whole.index(order[0]))
+
+
+def arrange_images(
+    frame: npt.NDArray[Any], layout: str | None, *, kind: str = "", sample: int | None = None
+) -> Arrangement | None:
+    """Reorder a frame so that its channels are the colours of pixels.
+
+    Parameters
+    ----------
+    frame, layout, kind, sample
+        As of `arrange`; without a sample all of them are groups.
+
+    Returns
+    -------
+    Arrangement or None
+        Groups are images, or filters of a kernel, whose inner planes are red, green and blue, or
+        brightness alone. None where there are not 1 or 3 channels of images.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> arrange_images(np.zeros((8, 32, 32, 3)), "NHWC").values.shape
+    (8, 3, 32, 32)
+    >>> arrange_images(np.zeros((8, 64, 14, 14)), "NCHW") is None
+    True
+    """
+    axes = letters(layout, frame.ndim, kind)
+    if frame.size == 0 or sorted(axes) not in (list("CHW"), list("CHNW"), list("HIOW")):
+        return None
+    groups, color = ("O", "I") if "O" in axes else ("N", "C")
+    if frame.shape[axes.index(color)] not in _COLORS:
+        return None
+    order = f"{groups}{color}HW" if groups in axes else f"{color}HW"
+    values = frame.transpose([axes.index(letter) for letter in order])
+    values = values.reshape(-1, *values.shape[-3:])
+    if "N" in axes and sample is not None:
+        taken = _sample(sample, len(values))
+        values = values[taken : taken + 1]
+    group = "filter" if groups == "O" else "image"
+    return Arrangement(values[None], False, group, (), _NAMES["H"], _NAMES["W"], None, color=True)
+
+
+def _sample(sample: int, count: int) -> int:
+    if not -count <= sample < count:
+        raise SourceError(f"no sample {sample}: the frame has {count} (0 to {count - 1})")
+    return sample % count
 
 
 def _planes(frame: npt.NDArray[Any], axes: str, sample: int | None) -> Arrangement:
-    filters = "O" in axes and frame.ndim > 2
-    if filters and all(n == 1 for n in frame.shape[2:]):
-        frame, axes, filters = frame.reshape(frame.shape[:2]), axes[:2], False
-    if frame.ndim <= 2:
-        plane = frame.reshape((1,) * (2 - frame.ndim) + frame.shape)
-        named = axes.rjust(2)
-        rows, columns = _NAMES.get(named[0], ""), _NAMES.get(named[1], "")
-        return Arrangement(plane[None, None], True, False, rows, columns, sample)
-    rows, columns = _NAMES[axes[-2]], _NAMES[axes[-1]]
-    values = frame.reshape(frame.shape[0], -1, *frame.shape[-2:])
-    return Arrangement(values, False, filters, rows, columns, sample)
+    """Split the axes behind the samples into groups, inner planes, rows and columns."""
+    if "O" in axes and len(axes) > 2 and all(n == 1 for n in frame.shape[3:]):
+        frame, axes = frame.reshape(frame.shape[:3]), axes[:2]
+    samples, lengths = frame.shape[0], frame.shape[1:]
+    heads = "H" in axes and "W" not in axes
+    rows, columns = (_name(letter, heads) for letter in axes.rjust(2)[-2:])
+    if len(axes) <= 2:
+        plane = frame.reshape(samples, 1, 1, *(1,) * (2 - len(axes)), *lengths)
+        return Arrangement(plane, True, "", (), rows, columns, sample)
+    values = frame.reshape(samples, lengths[0], -1, *lengths[-2:])
+    inner = tuple(
+        (_INNER.get(letter, _name(letter, heads)), length)
+        for letter, length in zip(axes[1:-2], lengths[1:-2], strict=True)
+    )
+    group = _GROUPS.get(axes[0], _NAMES.get(axes[0], "plane"))
+    return Arrangement(values, False, group, inner, rows, columns, sample)
+
+
+def _name(letter: str, heads: bool) -> str:
+    if heads and letter in "HD":
+        return {"H": "head", "D": "unit"}[letter]
+    return _NAMES.get(letter, "")
 
 
 def _order(axes: str) -> str:
@@ -169,6 +257,8 @@ def _order(axes: str) -> str:
         order = _FILTER_ORDER
     elif "H" in axes and "W" in axes:
         order = _IMAGE_ORDER
+    elif "H" in axes and len(axes) > 2:
+        return "H" + axes.replace("H", "")
     else:
         return axes
     inside = [letter for letter in order if letter in axes]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from filmstrip.render._image import write_atomically
-from filmstrip.render._spec import CurveSpec, GridSpec, HistogramSpec
+from filmstrip.render._spec import CurveSpec, GridSpec, HistogramSpec, command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from filmstrip.render._draw import Drawn
     from filmstrip.render._spec import Spec
 
-__all__ = ["Report", "write_manifest"]
+__all__ = ["Entry", "Report", "read_manifest", "write_manifest"]
 
 Entry: TypeAlias = dict[str, str | int | float | None]
 NAME: Final = "manifest.json"
@@ -41,6 +41,8 @@ class Report:
         Pictures made, found to be done, not made, and to be made.
     seconds : float
         From start to end.
+    runs : tuple of str
+        Paths of the runs.
     """
 
     out: str
@@ -49,6 +51,7 @@ class Report:
     failed: list[Drawn] = field(default_factory=list)
     planned: list[Drawn] = field(default_factory=list)
     seconds: float = 0.0
+    runs: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the report in the form of the manifest."""
@@ -81,26 +84,35 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _merge(report: Report, out: Path) -> None:
-    merged = {str(entry["path"]): entry for entry in _read(out / NAME)}
-    merged |= {str(entry["path"]): entry for entry in _entries(report)}
+    pictures, errors = read_manifest(out)
+    merged = {str(entry["path"]): entry for entry in (*pictures, *_entries(report))}
     there = [entry for path, entry in sorted(merged.items()) if (out / path).is_file()]
-    write_atomically(out / NAME, _dump(there, _errors(report)).encode())
+    # What another part of the pictures could not draw, unless it has been drawn since.
+    failed = {str(entry["path"]): entry for entry in (*errors, *_errors(report))}
+    for entry in _entries(report):
+        failed.pop(str(entry["path"]), None)
+    write_atomically(out / NAME, _dump(there, list(failed.values())).encode())
 
 
-def _read(path: Path) -> list[Entry]:
+def read_manifest(out: Path) -> tuple[list[Entry], list[Entry]]:
+    """Return what the manifest of a folder lists: pictures, and errors of those not drawn."""
     try:
-        entries = json.loads(path.read_bytes())["pictures"]
-        return [entry for entry in entries if isinstance(entry["path"], str)]
+        whole = json.loads((out / NAME).read_bytes())
+        pictures, errors = (
+            [entry for entry in whole[key] if isinstance(entry["path"], str)]
+            for key in ("pictures", "errors")
+        )
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or not one of ours
-        return []
+        return [], []
+    return pictures, errors
 
 
 def _entries(report: Report) -> list[Entry]:
     groups = (("redrawn", report.drawn), ("kept", report.kept), ("planned", report.planned))
-    return [_entry(one, state) for state, group in groups for one in group]
+    return [_entry(one, state, report.runs) for state, group in groups for one in group]
 
 
-def _entry(one: Drawn, state: str) -> Entry:
+def _entry(one: Drawn, state: str, runs: tuple[str, ...]) -> Entry:
     spec = one.job.spec
     return {
         "path": one.job.path,
@@ -108,6 +120,7 @@ def _entry(one: Drawn, state: str) -> Entry:
         "kind": "scalars" if isinstance(spec, CurveSpec) and spec.stat is None else spec.kind,
         "layer": spec.name if isinstance(spec, CurveSpec) else spec.layer,
         "step": step_of(spec),
+        "command": command(spec, runs),
         "digest": one.digest,
         "seconds": round(one.seconds, 4),
         "state": state,
@@ -118,7 +131,7 @@ def step_of(spec: Spec) -> int | None:
     """Return the step that a picture shows, None for one over steps."""
     if isinstance(spec, GridSpec):
         return spec.step
-    if isinstance(spec, HistogramSpec) and spec.view == "single":
+    if isinstance(spec, HistogramSpec) and spec.view == "single" and not spec.page:
         return int(spec.step)
     return None
 

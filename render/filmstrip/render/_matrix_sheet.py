@@ -44,6 +44,7 @@ _ROW: Final = 24  # pixels a row may be stretched to, where there are few
 _LOW: Final = 160  # pixels; a lower plane is stretched
 _RMS: Final = 60
 _LEFT: Final = 110
+_LEAST: Final = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,7 @@ def matrix_sheet(
     tick_labels, marks = bar_marks(bar, scale, ruler)
     labels += tick_labels
     foot = top + max(block_height + ruler(44), bar_height) + ruler(48)
-    if any(bad.values()):
+    if bad:
         more, words = legend(bad, x=left, y=foot - ruler(6), ruler=ruler)
         patches += more
         labels += words
@@ -187,15 +188,12 @@ def _margins(
     ruler: Ruler,
 ) -> list[Patch]:
     """Bars of the root mean squares: columns above the plane, rows to its right."""
-    finite = np.where(np.isfinite(values), values, 0).astype(np.float64)
-    largest = float(np.abs(finite).max()) or 1.0
-    squares = np.square(finite / largest)
     length = ruler(_RMS)
     patches = []
     columns = (0, plan.factors[1], plan.zoom_x, shape[1])
     rows = (1, plan.factors[0], plan.zoom_y, shape[0])
     for axis, factor, zoom, pixels in (columns, rows):
-        rms = np.sqrt(squares.mean(axis=axis))
+        rms = _root_mean_squares(values, axis)
         # The hottest of those that share a pixel, since a mean would hide it.
         rms = np.maximum.reduceat(rms, np.arange(0, len(rms), factor)).repeat(zoom)
         top_value = float(rms.max()) or 1.0
@@ -207,3 +205,18 @@ def _margins(
         else:
             patches.append(Patch(left + shape[1] + ruler(8), top, drawn.T))
     return patches
+
+
+def _root_mean_squares(
+    values: npt.NDArray[np.floating[Any]], axis: int
+) -> npt.NDArray[np.floating[Any]]:
+    """Root mean squares along an axis, in units of the largest value; no number counts as zero."""
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        values = np.where(np.isfinite(values), values, 0)
+        low, high = float(values.min()), float(values.max())
+    largest = max(abs(low), abs(high)) or 1.0
+    if not _LEAST < largest < 1 / _LEAST:  # else squares would overflow, or vanish
+        values, largest = (values / largest).astype(np.float64), 1.0
+    sums = np.einsum("ij,ij->j" if axis == 0 else "ij,ij->i", values, values)
+    return np.asarray(np.sqrt(sums / values.shape[axis]) / largest)

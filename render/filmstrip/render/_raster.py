@@ -15,7 +15,7 @@ import numpy as np
 
 from filmstrip.render import _text
 from filmstrip.render._agg import default_settings, figure_pixels
-from filmstrip.render._palette import BACKGROUND, TONES, grey_bytes, tone_table
+from filmstrip.render._palette import BACKGROUND, TONES, colors, grey_bytes, tone_table
 from filmstrip.render._sheet import TICK, bar_pixels
 
 if TYPE_CHECKING:
@@ -36,13 +36,15 @@ def rasterise(sheet: Sheet) -> npt.NDArray[np.uint8]:
 
     Returns
     -------
-    ndarray of uint8, shape (height, width)
-        Bytes of the palette.
+    ndarray of uint8, shape (height, width) or (height, width, 3)
+        Bytes of the palette; red, green and blue where tiles have colours of their own.
     """
     out = _template(sheet.chrome).copy()
+    colored = [patch for patch in sheet.patches if patch.pixels.ndim == 3]
     for patch in sheet.patches:
-        h, w = patch.pixels.shape
-        out[patch.y : patch.y + h, patch.x : patch.x + w] = patch.pixels
+        if patch.pixels.ndim == 2:
+            h, w = patch.pixels.shape
+            out[patch.y : patch.y + h, patch.x : patch.x + w] = patch.pixels
     bar = sheet.chrome.bar
     length = max(2, round(bar.width * 0.28))
     thickness = max(1, round(sheet.chrome.dpi / 130))
@@ -52,6 +54,11 @@ def rasterise(sheet: Sheet) -> npt.NDArray[np.uint8]:
         out[row : row + thickness, start : start + length] = mark
     for label in sheet.labels:
         _write(out, label, sheet.chrome.dpi)
+    if colored:
+        out = colors(sheet.cmap)[out]
+        for patch in colored:
+            h, w = patch.pixels.shape[:2]
+            out[patch.y : patch.y + h, patch.x : patch.x + w] = patch.pixels
     return out
 
 

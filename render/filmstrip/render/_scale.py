@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import numpy as np
 
 from filmstrip.render.errors import SpecError
+from filmstrip.store import quantiles
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["SCALES", "Scale", "ScaleMode", "choose_scale", "ticks"]
+__all__ = ["SCALES", "Scale", "ScaleMode", "Spread", "choose_scale", "clipped_at", "ticks"]
 
 ScaleMode: TypeAlias = Literal["shared", "each", "run"]
 SCALES: Final = ("shared", "each", "run")
 CLIP: Final = 0.999
+_WHOLE_RUN: Final = "scale of the whole run"
+_SAMPLED: Final = 0.99  # quantile, of every so many values
+_EVERY: Final = 64
 _TOO_FEW: Final = 10_000  # values; of fewer, the quantile would cut a handful of good ones
 _SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -52,12 +56,37 @@ class Scale:
     words: str
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What is known of the values of all frames of an animation, before the first is drawn.
+
+    Attributes
+    ----------
+    least, most : float
+        Smallest and largest finite value; 0, 0 when there is none.
+    clip : float
+        Where signed values are clipped, as `choose_scale` does for one frame.
+    bad : bool
+        Whether some may be NaN or infinite.
+    lows, highs : ndarray of float64, shape (group, 1, 1, 1), or None
+        Smallest and largest of each group; needed with ``mode="each"``.
+    """
+
+    least: float
+    most: float
+    clip: float
+    bad: bool
+    lows: npt.NDArray[np.float64] | None = None
+    highs: npt.NDArray[np.float64] | None = None
+
+
 def choose_scale(
     values: npt.NDArray[np.floating[Any]],
     *,
     mode: ScaleMode = "shared",
     signed: bool | None = None,
     limits: tuple[float, float] | None = None,
+    spread: Spread | None = None,
     vmin: float | None = None,
     vmax: float | None = None,
 ) -> Scale:
@@ -73,6 +102,8 @@ def choose_scale(
         Whether to centre at zero; None: when any value is negative.
     limits : (float, float) or None
         Smallest and largest finite value of the whole run.
+    spread : Spread or None
+        Of all frames of an animation, in place of what ``values`` have.
     vmin, vmax : float or None
         Fixed ends; both beat everything else.
 
@@ -93,20 +124,21 @@ def choose_scale(
     >>> scale.low, scale.high, scale.diverging
     (-3.0, 3.0, True)
     """
-    least, most = _extent(values)
+    least, most = _extent(values) if spread is None else (spread.least, spread.most)
     diverging = least < 0 if signed is None else signed
-    words = "shared scale"
+    words = "shared scale" if spread is None else "one scale over all steps"
     lows = highs = None
     if mode == "run" and limits is not None:
         low, high = _span(*limits, diverging or limits[0] < 0)
         diverging = diverging or limits[0] < 0
-        words = "scale of the whole run"
+        words = _WHOLE_RUN
     elif mode == "each":
-        lows, highs = _spans_each(values, diverging)
+        lows, highs = _spans_each(values, diverging, spread)
         low, high = float(lows.min()), float(highs.max())
-        words = "each tile its own scale"
+        words = "each tile its own scale" + ", one over all steps" * (spread is not None)
     elif diverging:
-        top = _clipped(values, max(abs(least), abs(most)))
+        top = max(abs(least), abs(most))
+        top = _clipped(values, top) if spread is None else spread.clip
         low, high = -top, top
     else:
         low, high = _span(least, most, False)
@@ -118,9 +150,11 @@ def choose_scale(
         diverging = diverging and low == -high
         words = f"scale {low:g} to {high:g}".replace("-", "−")
     elif diverging and mode == "shared" and high < max(abs(least), abs(most)):
-        words = "scale ± q99.9 of |x|"
+        words = "scale ± q99.9 of |x|" + " over all steps" * (spread is not None)
     low, high = _widened(low, high, diverging)
     below, above = (False, False) if mode == "each" else (least < low, most > high)
+    if words == _WHOLE_RUN and (below or above):
+        words += " without outliers"
     return Scale(low, high, lows, highs, mode, diverging, below, above, words)
 
 
@@ -174,19 +208,65 @@ def _clipped(values: npt.NDArray[np.floating[Any]], top: float) -> float:
     flat = np.abs(values).ravel()
     if not math.isfinite(float(flat.max())):
         flat = flat[np.isfinite(flat)]
+    if not flat.size:
+        return _unless_sparse(0.0, top)
     rank = min(flat.size - 1, math.ceil(CLIP * flat.size) - 1)
-    clip = float(np.partition(flat, rank)[rank]) if flat.size else 0.0
-    # Sparse tensors: 99.9 % zeros would otherwise leave no range at all.
-    return clip if clip > top * 1e-3 else top
+    # Only the largest are sorted: those above what a sample says few are above.
+    sample = np.sort(flat[::_EVERY])
+    largest = flat[flat > sample[int(_SAMPLED * len(sample))]]
+    last = flat.size - rank  # counted from the largest
+    if last <= largest.size:
+        flat, rank = largest, largest.size - last
+    return _unless_sparse(float(np.partition(flat, rank)[rank]), top)
 
 
-def _spans_each(
-    values: npt.NDArray[np.floating[Any]], diverging: bool
+def _unless_sparse(clip: float, top: float, share: float = 1e-3) -> float:
+    # 99.9 % zeros would otherwise leave no range at all.
+    return clip if clip > top * share else top
+
+
+def clipped_at(
+    bits: npt.NDArray[np.integer[Any]], top: float, size: int, *, share: float = 1e-3
+) -> float:
+    """Return where signed values are clipped, from bit counts of many frames.
+
+    Parameters
+    ----------
+    bits : ndarray of int, shape (4096,)
+        Counts, as `filmstrip.store.bit_histogram` has them.
+    top : float
+        Largest finite |x|.
+    size : int
+        Values of one frame.
+    share : float
+        Of ``top``. What is less tells of many zeros, and nothing is clipped then.
+    """
+    if size < _TOO_FEW or top == 0:
+        return top
+    half = len(bits) // 2
+    folded = np.zeros_like(bits)
+    folded[half:] = bits[half:] + bits[:half][::-1]
+    return _unless_sparse(float(quantiles(folded, [CLIP], 0.0, top)[0]), top, share)
+
+
+def extremes_each(
+    values: npt.NDArray[np.floating[Any]],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Smallest and largest finite value of each group; inf, −inf where there is none."""
     axes = (1, 2, 3)
     finite = np.isfinite(values)
     low = np.where(finite, values, np.inf).min(axis=axes, keepdims=True).astype(np.float64)
     high = np.where(finite, values, -np.inf).max(axis=axes, keepdims=True).astype(np.float64)
+    return low, high
+
+
+def _spans_each(
+    values: npt.NDArray[np.floating[Any]], diverging: bool, spread: Spread | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    if spread is not None and spread.lows is not None and spread.highs is not None:
+        low, high = spread.lows[: len(values)].copy(), spread.highs[: len(values)].copy()
+    else:
+        low, high = extremes_each(values)
     none = low > high
     low[none] = high[none] = 0.0
     if diverging:

@@ -134,7 +134,7 @@ class Chrome:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Pixels of the palette and where their upper left corner goes."""
+    """Bytes of the palette, or red, green and blue, and where their upper left corner goes."""
 
     x: int
     y: int
@@ -154,11 +154,15 @@ class Sheet:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """The words of a picture: title, the parts of the subtitle, what the colours measure."""
+    """The words of a picture: title, the parts of the subtitle, what the colours measure.
+
+    ``room`` are the design pixels that the title leaves free at its right.
+    """
 
     title: str
     parts: tuple[str, ...]
     measure: str
+    room: int = 0
 
 
 def check_size(size: tuple[int, int]) -> None:
@@ -186,12 +190,13 @@ def heading(caption: Caption, *, x: int, width: int, ruler: Ruler) -> tuple[list
     bottom : int
         Pixel row below the last baseline.
     """
+    free = width - ruler(caption.room)
     size = next(
-        (s for s in (TITLE, 11.0, 9.0) if ruler.text(caption.title, s, bold=True) <= width),
+        (s for s in (TITLE, 11.0, 9.0) if ruler.text(caption.title, s, bold=True) <= free),
         8.0,
     )
     limit = round(width * _text.DPI / ruler.dpi)
-    title = _text.ellipsize(caption.title, size, limit, bold=True)
+    title = _text.ellipsize(caption.title, size, limit - caption.room, bold=True)
     labels = [Label(x, ruler(60), title, size, "ink", True)]
     lines: list[str] = []
     for part in caption.parts:

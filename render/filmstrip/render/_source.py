@@ -7,21 +7,25 @@ are given. What draws cannot tell the two apart.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
+from filmstrip.render._counting import counts_of_frames, limit_steps, within
 from filmstrip.render._density import Counts
-from filmstrip.render._picks import evenly, pick_steps
+from filmstrip.render._grid_words import kept_words
+from filmstrip.render._picks import pick_steps
+from filmstrip.render._scale import Spread, clipped_at
 from filmstrip.render._spec import CurveSpec, GridSpec, HistogramSpec
 from filmstrip.render.errors import SourceError, nearest
 from filmstrip.store import (
+    STATISTICS,
     KindNotFoundError,
     LayerNotFoundError,
-    bin_edges,
-    bit_histogram,
+    Series,
     open_run,
     select,
     summarize,
@@ -33,27 +37,27 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from filmstrip.render._spec import Spec
-    from filmstrip.store import Run, Series, Statistics, Strip
+    from filmstrip.store import Run, Statistics, Strip
 
 __all__ = [
     "Frame",
     "Line",
     "RunSource",
     "Source",
-    "counts_of_frames",
-    "limit_steps",
     "names_apart",
     "open_sources",
 ]
 
-MOST_STEPS: Final = {"single": 1, "overlay": 8, "ridge": 30, "heatmap": 400, "distribution": 2000}
+# As the budget of a capture says what it left out.
+_EVERY: Final = re.compile(r"every (\d+)\w* index of axis (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
     """One layer at one step, and what is known about it.
 
-    ``step`` is None for a bare array; ``words`` go into the subtitle (a dtype, a modulus).
+    ``step`` is None for a bare array; ``words`` go into the subtitle (a dtype, what was left out).
+    Of the axis ``every[0]`` only each ``every[1]``-th entry was kept.
     """
 
     values: npt.NDArray[Any]
@@ -61,22 +65,27 @@ class Frame:
     kind: str
     step: int | None
     words: tuple[str, ...] = ()
+    every: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One curve: values over steps, or over seconds since the run's first row.
 
-    NaN where nothing was logged.
+    NaN where nothing was logged. ``band`` is how far the shade reaches on both sides of it.
     """
 
     label: str
     x: npt.NDArray[np.float64]
     values: npt.NDArray[np.float64]
+    band: npt.NDArray[np.float64] | None = None
 
 
 class Source(Protocol):
-    """What a picture is drawn from. Each picture calls one of the first three."""
+    """What a picture is drawn from. Each picture calls one of the first three.
+
+    An animation first asks for its steps, then for the spread of their values, then for frames.
+    """
 
     @property
     def name(self) -> str:
@@ -88,11 +97,23 @@ class Source(Protocol):
     def counts(self, spec: HistogramSpec) -> Counts:
         """Return the distributions that a histogram shows."""
 
+    def layers(self, kind: str, patterns: Sequence[str]) -> Sequence[str]:
+        """Return the layers that a page shows."""
+
     def series(self, spec: CurveSpec) -> list[Line]:
         """Return the curves that a picture shows."""
 
+    def input(self, spec: GridSpec) -> Frame | None:
+        """Return the images that activations were made of, None when unknown."""
+
     def limits(self, spec: GridSpec) -> tuple[float, float] | None:
         """Return the smallest and largest value of the whole run, None when unknown."""
+
+    def steps(self, spec: GridSpec) -> Sequence[int]:
+        """Return the steps that have a frame."""
+
+    def spread(self, spec: GridSpec, steps: Sequence[int]) -> Spread | None:
+        """Return what is stored of the values at steps, None where only frames can tell."""
 
 
 class RunSource:
@@ -101,18 +122,17 @@ class RunSource:
     Parameters
     ----------
     run : Run
-    layout : str or None
-        One letter an axis, in place of the stored layouts.
     name : str
         What tells it from others; empty: the name of its folder, without its suffix.
     """
 
-    def __init__(self, run: Run, layout: str | None = None, *, name: str = "") -> None:
-        self.run, self.layout = run, layout
+    def __init__(self, run: Run, *, name: str = "") -> None:
+        self.run = run
         self.name = name or run.name.removesuffix(".zarr")
         self._strips: dict[tuple[str, str], Strip] = {}
         self._limits: dict[tuple[str, str], tuple[float, float] | None] = {}
         self._lengths: dict[str, str] = {}
+        self._input: Frame | None = None
 
     def strip(self, kind: str, layer: str) -> Strip:
         """Return a strip, the same for all frames of a batch: opening one costs as a frame."""
@@ -135,11 +155,28 @@ class RunSource:
             (step,) = pick_steps(str(step), strip.steps, layer=spec.layer)
         values = strip.frame(step)
         source, stored = strip.source_dtype, str(strip.dtype)
-        words = () if source in {stored, "float32", None} else (str(source),)
-        return Frame(values, self.layout or strip.layout, spec.kind, step, words)
+        words = [] if source in {stored, "float32", None} else [str(source)]
+        words += kept_words(strip.attributes)
+        every = _EVERY.search(strip.attributes.get("degraded") or "")
+        kept = (int(every[2]), int(every[1])) if every else None
+        return Frame(values, spec.layout or strip.layout, spec.kind, step, tuple(words), kept)
+
+    def input(self, spec: GridSpec) -> Frame | None:
+        """Return the images of the probe, of which all activations are."""
+        step = spec.step
+        if self._input is None and "inputs" in self.run.kinds:
+            for layer in self.run.layers("inputs"):
+                strip = self.run.strip("inputs", layer)
+                if set("HW") <= set(strip.layout or "") and len(strip.steps):
+                    self._input = Frame(strip.frame(), strip.layout, "inputs", step)
+                    break
+        return self._input
 
     def limits(self, spec: GridSpec) -> tuple[float, float] | None:
-        """Return the range of the layer over the run, from statistics or else from all frames."""
+        """Return the range of the layer over the run, from statistics or else from all frames.
+
+        Signed values are clipped as those of one frame are, where their bits were counted.
+        """
         key = spec.kind, spec.layer
         if key not in self._limits:
             self._limits[key] = self._extremes(spec)
@@ -149,13 +186,52 @@ class RunSource:
         statistics = self._statistics(spec.kind, spec.layer)
         if statistics is not None:
             low, high = statistics.range(spec.layer)
-            return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+            if not (math.isfinite(low) and math.isfinite(high)):
+                return None
+            _, bits = statistics.bits(spec.layer)
+            if low < 0 and len(bits):  # or one step that explodes would leave the others blank
+                size = int(statistics[spec.layer, "count"].values.max())
+                top = clipped_at(bits.sum(axis=0), max(-low, abs(high)), size, share=0.0)
+                low, high = max(low, -top), min(high, top)
+            return low, high
         strip = self.strip(spec.kind, spec.layer)
         extremes = [summarize(strip.frame(int(step)))[5:7] for step in strip.steps]
         known = [e for e in extremes if np.isfinite(e).all()]
         if not known:
             return None
         return float(min(e[0] for e in known)), float(max(e[1] for e in known))
+
+    def steps(self, spec: GridSpec) -> list[int]:
+        """Return the steps that have a frame."""
+        return [int(step) for step in self.frame_steps(spec.kind, spec.layer)]
+
+    def spread(self, spec: GridSpec, steps: Sequence[int]) -> Spread | None:
+        """Return the spread of a layer's values at steps, from its statistics.
+
+        None where some of the steps have none, and where frames come from another batch than
+        statistics do: from a probe.
+        """
+        statistics = self._statistics(spec.kind, spec.layer)
+        if statistics is None or (spec.kind == "activations" and "inputs" in self.run.kinds):
+            return None
+        described, values = statistics.values(spec.layer)
+        wanted = np.asarray(steps, np.int64)
+        if not np.isin(wanted, described).all():
+            return None
+        rows = values[np.searchsorted(described, wanted)]
+        stat = dict(zip(STATISTICS, rows.T, strict=True))
+        if not (stat["min"] <= stat["max"]).any():
+            return None
+        least, most = float(np.nanmin(stat["min"])), float(np.nanmax(stat["max"]))
+        bad = bool((stat["nan"] + stat["posinf"] + stat["neginf"]).any())
+        if least >= 0 and spec.kind == "activations":  # not signed, and never clipped
+            return Spread(least, most, most, bad)
+        counted, bits = statistics.bits(spec.layer)
+        if not np.isin(wanted, counted).all():
+            return None
+        total = bits[np.searchsorted(counted, wanted)].sum(axis=0)
+        clip = clipped_at(total, max(abs(least), abs(most)), int(stat["count"].max()))
+        return Spread(least, most, clip, bad)
 
     def counts(self, spec: HistogramSpec) -> Counts:
         """Read bit counts where they are stored, else make them from frames."""
@@ -172,8 +248,8 @@ class RunSource:
                 return Counts(
                     steps=steps[keep],
                     bits=bits[keep],
-                    minimum=_within(low),
-                    maximum=_within(high),
+                    minimum=within(low),
+                    maximum=within(high),
                     zeros=np.nan_to_num(zeros).astype(np.int64),
                     available=len(steps),
                     stored=True,
@@ -181,8 +257,7 @@ class RunSource:
         strip = self.strip(spec.kind, spec.layer)
         available = strip.steps
         chosen = limit_steps(pick_steps(spec.step, available, layer=spec.layer), spec.view)
-        frames = (strip.frame(step) for step in chosen)
-        return counts_of_frames(frames, chosen, available=len(available))
+        return counts_of_frames(strip.frame, chosen, available=len(available))
 
     def series(self, spec: CurveSpec) -> list[Line]:
         """Read scalars, or one statistic of layers.
@@ -210,7 +285,14 @@ class RunSource:
             known = nearest(spec.name, statistics.layers)
             raise SourceError(f"no layer {spec.name!r} in {spec.kind}; nearest: {known}")
         (group,) = (g for g in self.run.groups() if g.endswith(f"/{spec.kind}"))
-        return [self._line(layer, statistics[layer, stat], group, spec) for layer in found]
+        if stat == "norm":
+            name = found[0] if len(found) == 1 else f"norm of {len(found)} layers"
+            return [self._line(name, _norm(statistics, found), group, spec)]
+        lines = [self._line(layer, statistics[layer, stat], group, spec) for layer in found]
+        if spec.band:
+            deviations = [statistics[layer, "std"].values for layer in found]
+            lines = [replace(a, band=b) for a, b in zip(lines, deviations, strict=True)]
+        return lines
 
     def _line(self, label: str, series: Series, group: str, spec: CurveSpec) -> Line:
         if spec.x == "step" or not len(series.steps):
@@ -226,6 +308,13 @@ class RunSource:
         except KindNotFoundError:
             return None
         return statistics if layer in statistics.layers and len(statistics.steps) else None
+
+    def has_statistics(self, kind: str) -> bool:
+        """Return whether there are statistics of a kind."""
+        try:
+            return len(self.run.statistics(kind).steps) > 0
+        except KindNotFoundError:
+            return False
 
     def layers(self, kind: str, patterns: Sequence[str]) -> list[str]:
         """Layers of a kind that have frames, or at least statistics.
@@ -251,6 +340,12 @@ class RunSource:
         """Return steps that have a frame."""
         return self.strip(kind, layer).steps
 
+    def described(self, kind: str, layer: str) -> int:
+        """Count the steps whose values are described, or else kept, without reading counts."""
+        statistics = self._statistics(kind, layer)
+        steps = statistics.values(layer)[0] if statistics is not None else ()
+        return len(steps) or len(self.frame_steps(kind, layer))
+
     def histogram_steps(self, kind: str, layer: str) -> npt.NDArray[np.int64]:
         """Return steps of which a histogram can be drawn."""
         statistics = self._statistics(kind, layer)
@@ -266,7 +361,7 @@ class RunSource:
                 int(series.steps[-1]) for series in self.run.scalars.values() if len(series.steps)
             ]
             return self._state(max(ends, default=0), str(ends))
-        if isinstance(spec, HistogramSpec) and spec.view == "single":
+        if isinstance(spec, HistogramSpec) and spec.view == "single" and not spec.page:
             return self._state(int(spec.step), "")
         length = self._length(spec.kind)
         return self._state(2**62, length)
@@ -339,6 +434,14 @@ def names_apart(paths: Sequence[str]) -> list[str]:
     return names
 
 
+def _norm(statistics: Statistics, layers: Sequence[str]) -> Series:
+    """Return the norm of all layers taken as one vector, at the steps that all of them have."""
+    each = [statistics[layer, "l2"] for layer in layers]
+    steps = reduce(np.intersect1d, [series.steps for series in each])
+    squares = [series.values[np.isin(series.steps, steps)] ** 2 for series in each]
+    return Series(steps, np.sqrt(np.sum(squares, axis=0)))
+
+
 def _named(patterns: str, names: Iterable[str]) -> list[str]:
     """Names that patterns match; a name that holds a comma or a wildcard is first of all itself."""
     known = list(names)
@@ -352,36 +455,3 @@ def _at(
     series = statistics[layer, name]
     position = np.searchsorted(series.steps, steps).clip(max=max(0, len(series.steps) - 1))
     return np.where(series.steps[position] == steps, series.values[position], np.nan)
-
-
-def _within(extremes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Extremes within float32, of whose bits counts are: what lies beyond is in the last bins."""
-    return np.clip(extremes, bin_edges()[0], bin_edges()[-1])
-
-
-def limit_steps(chosen: Sequence[int], view: str) -> list[int]:
-    """Thin steps out evenly to as many as a view can show; ``single`` shows the last."""
-    if view == "single":
-        return [chosen[-1]]
-    return [chosen[i] for i in evenly(len(chosen), MOST_STEPS[view])]
-
-
-def counts_of_frames(
-    frames: Iterable[npt.NDArray[Any]], steps: Sequence[int], *, available: int
-) -> Counts:
-    """Count the bits of frames, one at a time."""
-    bits, summaries = [], []
-    for frame in frames:
-        real = np.abs(frame) if np.iscomplexobj(frame) else frame
-        bits.append(bit_histogram(real))
-        summaries.append(summarize(real))
-    table = np.array(summaries)
-    return Counts(
-        steps=np.asarray(steps, np.int64),
-        bits=np.stack(bits),
-        minimum=_within(table[:, 5]),
-        maximum=_within(table[:, 6]),
-        zeros=table[:, 4].astype(np.int64),
-        available=available,
-        stored=False,
-    )

@@ -13,6 +13,7 @@ import shlex
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
+from filmstrip.render._layout import check_layout
 from filmstrip.render._picks import check_picks
 from filmstrip.render._scale import SCALES, ScaleMode
 from filmstrip.render._tiles import DOWNSAMPLE, Downsample
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS",
+    "AnimationFormat",
+    "AnimationSpec",
     "BinScale",
     "CurveSpec",
     "Format",
@@ -41,12 +44,14 @@ Format: TypeAlias = Literal["png", "svg", "pdf"]
 View: TypeAlias = Literal["single", "ridge", "overlay", "heatmap", "distribution"]
 BinScale: TypeAlias = Literal["linear", "symlog", "tensorboard"]
 XAxis: TypeAlias = Literal["step", "time"]
+AnimationFormat: TypeAlias = Literal["apng", "gif", "mp4"]
 FORMATS: Final = ("png", "svg", "pdf")
+ANIMATION_FORMATS: Final = ("apng", "gif", "mp4")
 VIEWS: Final = ("single", "ridge", "overlay", "heatmap", "distribution")
 BIN_SCALES: Final = ("linear", "symlog", "tensorboard")
 X_AXES: Final = ("step", "time")
 _LONGEST: Final = 180  # bytes of a part of a path; file systems take 255
-_LOOKS: Final = 1  # raised when the same spec draws another picture
+_LOOKS: Final = 2  # raised when the same spec draws another picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +63,7 @@ class GridSpec:
     kind: str = "activations"
     layer: str = ""
     step: int = -1
+    layout: str | None = None
     sample: int | None = None
     channels: str = "all"
     columns: int | None = None
@@ -67,10 +73,13 @@ class GridSpec:
     scale: ScaleMode = "shared"
     cmap: str | None = None
     downsample: Downsample = "absmax"
+    rgb: bool | None = None
     format: Format = "png"
     dpi: float = 200.0
 
     def __post_init__(self) -> None:
+        if self.layout is not None:
+            check_layout(self.layout)
         check_picks(self.channels, "--channels")
         _check_choice("--scale", self.scale, SCALES)
         _check_choice("--downsample", self.downsample, DOWNSAMPLE)
@@ -88,7 +97,10 @@ class GridSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistogramSpec:
-    """The values of one layer, at one step or over steps."""
+    """The values of one layer, at one step or over steps; of several layers on a page.
+
+    ``layer`` holds patterns separated by commas with ``page`` set.
+    """
 
     picture: ClassVar[str] = "histogram"
 
@@ -98,6 +110,7 @@ class HistogramSpec:
     step: str = "all"
     bins: int | None = None
     bin_scale: BinScale = "linear"
+    page: bool = False
     format: Format = "png"
     dpi: float = 200.0
 
@@ -124,6 +137,7 @@ class CurveSpec:
     name: str = "loss"
     stat: str | None = None
     kind: str = "activations"
+    band: bool = False
     smoothing: float = 0.0
     log: bool = False
     x: XAxis = "step"
@@ -133,11 +147,44 @@ class CurveSpec:
     def __post_init__(self) -> None:
         _check_common(self.format, self.dpi)
         _check_choice("--x", self.x, X_AXES)
+        if self.band and self.stat not in {None, "mean"}:
+            raise SpecError(f"--band is around a mean; --stat ends in {self.stat}")
         if not 0 <= self.smoothing < 1:
             raise SpecError(f"--smoothing is {self.smoothing:g}; it must be at least 0 and below 1")
 
 
-Spec: TypeAlias = GridSpec | HistogramSpec | CurveSpec
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnimationSpec:
+    """A grid over steps, all frames in one range of colours.
+
+    ``frame`` says how each looks; its step and its format have no meaning here.
+    """
+
+    picture: ClassVar[str] = "animation"
+
+    frame: GridSpec
+    step: str = "all"
+    fps: float = 12.0
+    format: AnimationFormat = "apng"
+
+    def __post_init__(self) -> None:
+        check_picks(self.step, "--step")
+        _check_choice("--format", self.format, ANIMATION_FORMATS)
+        if not 0.1 <= self.fps <= 60:
+            raise SpecError(f"--fps is {self.fps:g}; it must be 0.1 to 60 frames a second")
+
+    @property
+    def kind(self) -> str:
+        """What is shown of the layer."""
+        return self.frame.kind
+
+    @property
+    def layer(self) -> str:
+        """Which layer is shown."""
+        return self.frame.layer
+
+
+Spec: TypeAlias = GridSpec | HistogramSpec | CurveSpec | AnimationSpec
 
 
 def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
@@ -177,11 +224,14 @@ def digest(spec: Spec, state: str) -> str:
 
 def _changed(spec: Spec, *, without: set[str]) -> list[tuple[str, Any]]:
     """Fields that differ from their default, in order."""
-    return [
+    changed = [
         (f.name, getattr(spec, f.name))
         for f in fields(spec)
         if f.name not in without and f.default is not MISSING and getattr(spec, f.name) != f.default
     ]
+    if isinstance(spec, AnimationSpec):
+        return _changed(spec.frame, without={*without, "step", "format"}) + changed
+    return changed
 
 
 def file_name(spec: Spec, versus: Sequence[str] = ()) -> str:
@@ -201,16 +251,20 @@ def file_name(spec: Spec, versus: Sequence[str] = ()) -> str:
     'activations/conv1/histogram-ridge.png'
     >>> file_name(CurveSpec(name="train/loss", log=True))
     'scalars/train.loss/curve-log.png'
+    >>> file_name(AnimationSpec(frame=GridSpec(layer="conv1", cmap="magma"), fps=24.0))
+    'activations/conv1/animation-magma-fps24.png'
     """
     words = [spec.picture]
-    if isinstance(spec, GridSpec):
+    if isinstance(spec, GridSpec | AnimationSpec):
         folder = f"{folder_name(spec.kind)}/{folder_name(spec.layer)}"
-        words.append(f"{spec.step:08d}")
+        words += [f"{spec.step:08d}"] if isinstance(spec, GridSpec) else []
         bare = {"scale", "cmap", "downsample"}
     elif isinstance(spec, HistogramSpec):
-        folder = f"{folder_name(spec.kind)}/{folder_name(spec.layer)}"
+        folder = folder_name(spec.kind)
+        # Everything on one page belongs to no folder of its own.
+        folder += f"/{folder_name(spec.layer)}" if not spec.page or spec.layer != "*" else ""
         words.append(spec.view)
-        if spec.view == "single":
+        if spec.view == "single" and not spec.page:
             words.append(f"{int(spec.step):08d}")
         bare = {"bin_scale"}
     else:
@@ -220,17 +274,22 @@ def file_name(spec: Spec, versus: Sequence[str] = ()) -> str:
         words += [spec.stat] if spec.stat is not None else []
         bare = {"x"}
     skipped = {"kind", "layer", "name", "stat", "view", "format"}
-    if isinstance(spec, GridSpec) or (isinstance(spec, HistogramSpec) and spec.view == "single"):
+    if isinstance(spec, GridSpec) or (
+        isinstance(spec, HistogramSpec) and spec.view == "single" and not spec.page
+    ):
         skipped.add("step")
     for name, value in _changed(spec, without=skipped):
         text = f"{value:g}" if isinstance(value, float) else str(value)
+        if value is False:
+            name, value = f"no-{name}", True
         words.append(name if value is True else text if name in bare else f"{name}{text}")
     words += ["vs", *versus] if versus else []
     whole = "-".join(words)
     stem = re.sub(r"[^\w.+,-]", "_", whole)
     if len(stem.encode()) > _LONGEST:
         stem = f"{_cut(stem)}~{_hashed(whole)}"
-    return f"{folder}/{stem}.{spec.format}"
+    # An animated PNG is a PNG: what knows no animation shows its first frame.
+    return f"{folder}/{stem}.{'png' if spec.format == 'apng' else spec.format}"
 
 
 def folder_name(name: str) -> str:
@@ -269,19 +328,27 @@ def command(spec: Spec, runs: tuple[str, ...]) -> str:
     >>> command(GridSpec(layer="conv1", step=100, sample=2), ("run.zarr",))
     'filmstrip render grid run.zarr conv1 --step 100 --samples 2'
     """
-    words = ["filmstrip", "render", spec.picture, *runs]
+    paired = isinstance(spec, HistogramSpec)
+    words = ["filmstrip", "render", spec.picture, *(runs[:1] if paired else runs)]
     if isinstance(spec, CurveSpec):
         words += ["--name", spec.name] if spec.stat is None else []
         words += ["--stat", f"{spec.name}/{spec.stat}"] if spec.stat is not None else []
         changed = _changed(spec, without={"name", "stat"})
+    elif isinstance(spec, HistogramSpec) and spec.page:
+        words += [] if spec.layer == "*" else spec.layer.split(",")
+        changed = _changed(spec, without={"layer"})
     else:
         plain = re.fullmatch(r"(?!re:)[^-*?\[][^*?\[]*", spec.layer)
         words.append(spec.layer if plain else f"re:{re.escape(spec.layer)}")
         changed = _changed(spec, without={"layer"})
     for name, value in changed:
         flag = "--" + {"sample": "samples"}.get(name, name).replace("_", "-")
-        if value is True:
+        if value is False:
+            words.append(flag.replace("--", "--no-"))
+        elif value is True:
             words.append(flag)
         else:
             words += [flag, f"{value:.17g}" if isinstance(value, float) else str(value)]
+    for other in runs[1:] if paired else ():
+        words += ["--versus", other]
     return shlex.join(words)

@@ -42,7 +42,7 @@ def figure_of(sheet: Sheet) -> Figure:
     table[BACKGROUND, 3] = 0
     bar = chrome.bar
     for patch in (*sheet.patches, Patch(bar.x, bar.y, bar_pixels(bar))):
-        h, w = patch.pixels.shape
+        h, w = patch.pixels.shape[:2]
         box = (
             patch.x / chrome.width,
             1 - (patch.y + h) / chrome.height,
@@ -51,7 +51,10 @@ def figure_of(sheet: Sheet) -> Figure:
         )
         axes = figure.add_axes(box)
         axes.axis("off")
-        axes.imshow(table[patch.pixels], interpolation="none", aspect="auto")
+        own = patch.pixels.ndim == 3
+        axes.imshow(
+            patch.pixels if own else table[patch.pixels], interpolation="none", aspect="auto"
+        )
     draw_bar(figure, bar, chrome)
     if chrome.axes is not None:
         draw_axes(figure, chrome.axes, chrome)

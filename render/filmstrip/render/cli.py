@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from filmstrip.render._options import Options, with_options
+from filmstrip.render._tile_options import Tiles
 
 if TYPE_CHECKING:
     from filmstrip.render._batch import Job
@@ -22,11 +25,19 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="render",
-    help="Draw pictures of a run: grids, histograms, curves.",
+    help="Draw pictures of a run: grids, histograms, curves, animations.",
     no_args_is_help=True,
     add_completion=False,
 )
 
+_EXTRAS = {
+    "matplotlib": ("pictures", "render"),
+    "PIL": ("pictures", "render"),
+    "jinja2": ("index.html", "render"),
+    "distributed": ("--scheduler", "render"),
+    "dask_jobqueue": ("--slurm", "slurm"),
+}
+_MANY = 2000  # files, of which nobody is surprised
 _TOLD = 5  # failures that are named; all of them are in the manifest
 
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="Path of a run, as run.zarr.")]
@@ -41,97 +52,136 @@ Layers = Annotated[
     ),
 ]
 Kind = Annotated[str, typer.Option(help="activations, weights, gradients, inputs or images.")]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="Folder of the pictures. By default beside the run."),
-]
 Format = Annotated[str, typer.Option(help="png, svg or pdf.")]
 Dpi = Annotated[float, typer.Option(help="Dots an inch, 30 to 1200; sizes are made for 200.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="List what would be drawn.")]
-Force = Annotated[bool, typer.Option("--force", help="Draw also what is done already.")]
-Keep = Annotated[
-    bool, typer.Option("--keep", help="Skip whatever exists, even when the run has gone on.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the manifest of this command.")]
-Jobs = Annotated[
-    int | None,
-    typer.Option("--jobs", "-j", min=1, help="Threads. By default the CPUs of this process."),
-]
 
 
 @app.command()
+@with_options
 def grid(
     run: RunPath,
     layers: Layers = None,
-    kind: Kind = "activations",
     step: Annotated[
         str, typer.Option(help="Steps: -1 (the last), all, 1200, 100,200 or 0:5000:100.")
     ] = "-1",
-    samples: Annotated[
-        str | None,
-        typer.Option(help="Entries of the batch, one picture each: 0, 0,3 or 0:4. The first."),
-    ] = None,
-    channels: Annotated[
-        str, typer.Option(help="Channels, or filters of a kernel: all, 0,5 or 0:64.")
-    ] = "all",
-    columns: Annotated[
-        int | None, typer.Option(help="Tiles in one row. Near-square by default.")
-    ] = None,
-    padding: Annotated[int, typer.Option(help="Pixels between tiles at 200 dots an inch.")] = 4,
-    vmin: Annotated[float | None, typer.Option(help="Value at the low end of the colours.")] = None,
-    vmax: Annotated[
-        float | None, typer.Option(help="Value at the high end of the colours.")
-    ] = None,
-    scale: Annotated[
-        str, typer.Option(help="Range of the colours: shared by all tiles, each, or the run's.")
-    ] = "shared",
-    cmap: Annotated[
-        str | None,
-        typer.Option(help="Colour map of matplotlib. viridis, or RdBu_r for signed values."),
-    ] = None,
-    downsample: Annotated[
-        str, typer.Option(help="How values that share a pixel join: absmax, mean, rms or none.")
-    ] = "absmax",
-    out: Out = None,
     format: Format = "png",
-    dpi: Dpi = 200.0,
-    dry_run: DryRun = False,
-    force: Force = False,
-    keep: Keep = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    jobs: Jobs = None,
+    *,
+    tiles: Tiles,
+    options: Options,
 ) -> None:
     """Draw layers as tiles: feature maps, kernels, matrices."""
     with _mistakes():
-        from filmstrip.render._palette import check_colormap
         from filmstrip.render._picks import check_picks
         from filmstrip.render._plan import grid_jobs
-        from filmstrip.render._spec import GridSpec
 
         with _usage():
-            spec = GridSpec(
-                kind=kind,
-                channels=check_picks(channels, "--channels"),
-                columns=columns,
-                padding=padding,
-                vmin=vmin,
-                vmax=vmax,
-                scale=scale,  # type: ignore[arg-type]  # the spec checks it
-                cmap=cmap if cmap is None else check_colormap(cmap),
-                downsample=downsample,  # type: ignore[arg-type]
-                format=format,  # type: ignore[arg-type]
-                dpi=dpi,
-            )
-            steps = check_picks(step, "--step")
-            entries = None if samples is None else check_picks(samples, "--samples")
+            spec = tiles.spec(format)  # type: ignore[arg-type]  # the spec checks it
+            steps, entries = check_picks(step, "--step"), tiles.entries()
         sources = _open([run])
         wanted = grid_jobs(sources[0], spec, layers=layers or (), steps=steps, samples=entries)
-        _run(wanted, sources, out, dry_run, _existing(force, keep), quiet, as_json, jobs)
+        _run(wanted, sources, options)
 
 
 @app.command()
+@with_options
+def animation(
+    run: RunPath,
+    layers: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="LAYER", help="Layers: globs, or regular expressions behind re:. One film each."
+        ),
+    ],
+    step: Annotated[str, typer.Option(help="Steps: all, 100,200 or 0:5000:100.")] = "all",
+    fps: Annotated[float, typer.Option(help="Frames a second, 0.1 to 60.")] = 12.0,
+    format: Annotated[
+        str, typer.Option(help="apng (exact, in a .png), gif, or mp4 (small; needs ffmpeg).")
+    ] = "apng",
+    *,
+    tiles: Tiles,
+    options: Options,
+) -> None:
+    """Draw layers over steps as films of grids."""
+    with _mistakes():
+        from filmstrip.render._mp4 import find_ffmpeg
+        from filmstrip.render._picks import check_picks
+        from filmstrip.render._plan import animation_jobs
+        from filmstrip.render._spec import AnimationSpec
+
+        with _usage():
+            spec = AnimationSpec(
+                frame=tiles.spec(),
+                step=check_picks(step, "--step"),
+                fps=fps,
+                format=format,  # type: ignore[arg-type]  # the spec checks it
+            )
+            entries = tiles.entries()
+        if format == "mp4":
+            find_ffmpeg()
+        sources = _open([run])
+        _run(animation_jobs(sources[0], spec, layers=layers, samples=entries), sources, options)
+
+
+@app.command("all")
+@with_options
+def everything(
+    run: RunPath,
+    layers: Layers = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this kind, such as weights. May be repeated. Everything."),
+    ] = None,
+    step: Annotated[
+        str, typer.Option(help="Steps of grids: -1 (the last), all, 1200, 100,200 or 0:5000:100.")
+    ] = "-1",
+    format: Format = "png",
+    dpi: Dpi = 200.0,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help=f"Draw also more than {_MANY:,} pictures.")
+    ] = False,
+    *,
+    options: Options,
+) -> None:
+    """Draw everything a run holds, with a page to look through it, index.html."""
+    with _mistakes():
+        from filmstrip.render._index import write_index
+        from filmstrip.render._picks import check_picks
+        from filmstrip.render._plan import about_bytes, all_jobs
+        from filmstrip.render._spec import GridSpec
+
+        with _usage():
+            steps = check_picks(step, "--step")
+            spec = GridSpec(format=format, dpi=dpi)  # type: ignore[arg-type]  # it checks both
+        sources = _open([run])
+        wanted, left_out = all_jobs(
+            sources[0],
+            kinds=kind or (),
+            layers=layers or (),
+            steps=steps,
+            form=spec.format,
+            dpi=spec.dpi,
+        )
+
+        def before(missing: list[Job], folder: Path) -> None:
+            size = f"about {about_bytes(missing) / 1e6:,.1f} MB"
+            told = f"{_pictures(len(missing))}, {size}, in {folder}"
+            if options.dry_run:
+                print(size, file=sys.stderr)
+            elif len(missing) > _MANY and not yes:
+                _fail(f"that would be {told}; say --yes, or choose with --kind, --step or LAYER")
+            elif missing and not options.quiet:
+                print(f"drawing {told}", file=sys.stderr)
+
+        def after(folder: Path) -> None:
+            page = write_index(folder, sources[0], left_out)
+            if not options.quiet:
+                print(f"look at {page}", file=sys.stderr)
+
+        _run(wanted, sources, options, before, after)
+
+
+@app.command()
+@with_options
 def histogram(
     run: RunPath,
     layers: Layers = None,
@@ -162,15 +212,21 @@ def histogram(
             "tensorboard, each a tenth wider than the last."
         ),
     ] = "linear",
-    out: Out = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="All layers side by side on one page.")
+    ] = False,
+    versus: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUN",
+            help="Another run beside the first; in one picture with --view overlay, which then "
+            "shows one step of each. May be repeated.",
+        ),
+    ] = None,
     format: Format = "png",
     dpi: Dpi = 200.0,
-    dry_run: DryRun = False,
-    force: Force = False,
-    keep: Keep = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    jobs: Jobs = None,
+    *,
+    options: Options,
 ) -> None:
     """Draw how the values of layers are distributed."""
     with _mistakes():
@@ -184,17 +240,19 @@ def histogram(
                 view=view,  # type: ignore[arg-type]  # the spec checks it
                 bins=bins,
                 bin_scale=bin_scale,  # type: ignore[arg-type]
+                page=page,
                 format=format,  # type: ignore[arg-type]
                 dpi=dpi,
             )
             default = "-1" if view == "single" else "all"
             steps = check_picks(default if step is None else step, "--step")
-        sources = _open([run])
-        wanted = histogram_jobs(sources[0], spec, layers=layers or (), steps=steps)
-        _run(wanted, sources, out, dry_run, _existing(force, keep), quiet, as_json, jobs)
+        sources = _open([run, *(versus or ())])
+        wanted = histogram_jobs(sources, spec, layers=layers or (), steps=steps)
+        _run(wanted, sources, options)
 
 
 @app.command()
+@with_options
 def curve(
     runs: RunPaths,
     name: Annotated[
@@ -209,10 +267,14 @@ def curve(
         typer.Option(
             metavar="LAYER/STAT",
             help="Statistic of layers: 'conv1/l2', 'conv*/std'. May be repeated. "
-            "mean, std, min, max, l2, rms, dead, nan, posinf, neginf, zeros.",
+            "mean, std, min, max, l2, rms, dead (share of zeros), nan, posinf, neginf, zeros; "
+            "norm, of all these layers as one vector.",
         ),
     ] = None,
     kind: Kind = "activations",
+    band: Annotated[
+        bool, typer.Option("--band", help="Shade mean ± std around --stat LAYER/mean.")
+    ] = False,
     smoothing: Annotated[
         float, typer.Option(help="Weight of the past in a running average, 0 to below 1.")
     ] = 0.0,
@@ -220,15 +282,10 @@ def curve(
     x: Annotated[
         str, typer.Option("--x", help="What runs to the right: step, or time since the first.")
     ] = "step",
-    out: Out = None,
     format: Format = "png",
     dpi: Dpi = 200.0,
-    dry_run: DryRun = False,
-    force: Force = False,
-    keep: Keep = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    jobs: Jobs = None,
+    *,
+    options: Options,
 ) -> None:
     """Draw scalars and statistics over steps; several runs in one picture."""
     with _mistakes():
@@ -238,6 +295,7 @@ def curve(
         with _usage():
             spec = CurveSpec(
                 kind=kind,
+                band=band,
                 smoothing=smoothing,
                 log=log,
                 x=x,  # type: ignore[arg-type]  # the spec checks it
@@ -245,9 +303,11 @@ def curve(
                 dpi=dpi,
             )
             pairs = [_layer_and_stat(one) for one in stat or ()]
+            if band and {what for _, what in pairs} != {"mean"}:
+                raise typer.BadParameter("--band is around a mean: give --stat LAYER/mean")
         sources = _open(runs)
         wanted = curve_jobs(sources, spec, names=name or (), stats=pairs)
-        _run(wanted, sources, out, dry_run, _existing(force, keep), quiet, as_json, jobs)
+        _run(wanted, sources, options)
 
 
 def _layer_and_stat(text: str) -> tuple[str, str]:
@@ -255,12 +315,6 @@ def _layer_and_stat(text: str) -> tuple[str, str]:
     if not slash or not layer or not stat:
         raise typer.BadParameter(f"--stat {text!r} is not LAYER/STAT, such as 'conv1/l2'")
     return layer, stat
-
-
-def _existing(force: bool, keep: bool) -> str:
-    if force and keep:
-        raise typer.BadParameter("--force and --keep exclude each other")
-    return "force" if force else "keep" if keep else "digest"
 
 
 @contextmanager
@@ -276,9 +330,12 @@ def _mistakes() -> Iterator[None]:
         except (RenderError, StoreError) as error:
             _fail(str(error))
     except ModuleNotFoundError as error:
-        if error.name not in {"matplotlib", "PIL"}:
+        if error.name not in _EXTRAS:
             raise
-        _fail(f"pictures need {error.name}: pip install 'filmstrip[render]'")
+        what, extra = _EXTRAS[error.name]
+        _fail(
+            f"{what} need{'s' * (what[-1] != 's')} {error.name}: pip install 'filmstrip[{extra}]'"
+        )
 
 
 def _fail(message: str) -> None:
@@ -306,44 +363,51 @@ def _open(runs: list[str]) -> list[RunSource]:
 def _run(
     wanted: list[Job],
     sources: list[RunSource],
-    out: Path | None,
-    dry_run: bool,
-    existing: str,
-    quiet: bool,
-    as_json: bool,
-    jobs: int | None,
+    options: Options,
+    before: Callable[[list[Job], Path], None] | None = None,
+    after: Callable[[Path], None] | None = None,
 ) -> None:
+    """Draw; ``before`` is told what is missing and where, ``after`` where it was drawn."""
     from filmstrip.render._draw import Drawn
     from filmstrip.render._driver import check_folder, drive, split
-    from filmstrip.render._executors import available_cpus, threads
     from filmstrip.render._manifest import Report
     from filmstrip.render._progress import progress
 
-    folder = out or _beside(str(sources[0].run.path))
-    missing, kept = split(wanted, sources, folder, existing)  # type: ignore[arg-type]
-    if dry_run and as_json:
+    folder = options.out or _beside(str(sources[0].run.path))
+    if options.slurm_script:
+        from filmstrip.render._slurm import script_of
+
+        print(script_of(options.job_spec(), folder))
+        return
+    with _usage():
+        part = options.read_part()
+    missing, kept = split(wanted, sources, folder, options.existing, part)
+    if before is not None:
+        before(missing, folder)
+    if options.dry_run and options.as_json:
         planned = [Drawn(job) for job in missing]
         print(Report(str(folder), kept=kept, planned=planned).to_json())
         return
-    if dry_run:
+    if options.dry_run:
         for job in missing:
             print(folder / job.path)
         print(f"would draw {_pictures(len(missing))}, keep {len(kept)}")
         return
     check_folder(folder)
-    workers = jobs or available_cpus()
-    report = drive(
-        missing,
-        kept,
-        runs=tuple(str(source.run.path) for source in sources),
-        out=folder,
-        executor=threads(workers),
-        workers=workers,
-        progress=progress(quiet=quiet or as_json),
-    )
-    if as_json:
+    with options.place(folder, len(missing)) as place:
+        report = drive(
+            missing,
+            kept,
+            runs=tuple(str(source.run.path) for source in sources),
+            out=folder,
+            place=place,
+            progress=progress(quiet=options.quiet or options.as_json),
+        )
+    if after is not None:
+        after(folder)
+    if options.as_json:
         print(report.to_json())
-    elif not quiet:
+    elif not options.quiet:
         print(
             f"drew {_pictures(len(report.drawn))}, kept {len(report.kept)}, "
             f"in {report.seconds:.1f} s: {folder}"

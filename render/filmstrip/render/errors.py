@@ -1,9 +1,10 @@
 """Errors of the renderer, grouped by what a caller does next.
 
 RenderError
-├── SpecError (ValueError)     change what was asked for: an option, a shape, a layout
-├── SourceError (LookupError)  ask for something that the run holds
-└── OutputError (OSError)      choose another place, or make room, for the pictures
+├── SpecError (ValueError)         change what was asked for: an option, a shape, a layout
+├── SourceError (LookupError)      ask for something that the run holds
+├── OutputError (OSError)          choose another place, or make room, for the pictures
+└── ExecutorError (RuntimeError)   draw elsewhere, or bring workers back
 
 Every ``str(error)`` is one line for a user. Errors of the store pass through unchanged.
 """
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["OutputError", "RenderError", "SourceError", "SpecError"]
+__all__ = ["ExecutorError", "OutputError", "RenderError", "SourceError", "SpecError"]
 
 
 class RenderError(Exception):
@@ -33,6 +34,10 @@ class SourceError(RenderError, LookupError):
 
 class OutputError(RenderError, OSError):
     """Raised when a picture cannot be written where it should go."""
+
+
+class ExecutorError(RenderError, RuntimeError):
+    """Raised when there is nothing, or nothing left, that draws."""
 
 
 def nearest(name: str, known: Iterable[str], *, none: str = "none") -> str:

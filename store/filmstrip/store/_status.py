@@ -38,7 +38,7 @@ class Status:
     steps : dict
         Committed steps by group.
     dropped, errors : int
-        Captures dropped, and writes that failed.
+        Captures dropped; writes that failed, and exceptions while a capture was taken.
     bytes : int or None
         On disk; None for a run by URL.
     ranks : int
@@ -74,6 +74,7 @@ def status_of(path: str, stores: RankStores) -> Status:
     last: dict[int, int | None] = {}
     last_time: float | None = None
     lost = {"dropped": 0, "errors": 0}
+    called = {"dropped": "dropped", "errors": "errors", "failed": "errors"}  # columns of health
     for store in everything:
         last[store.rank] = None
         for group in store.groups():
@@ -87,8 +88,8 @@ def status_of(path: str, stores: RankStores) -> Status:
                 last_time = max(written, last_time or 0.0)
             if group == HEALTH:
                 for name, array in view.layers().items():
-                    if name in lost:
-                        lost[name] += int(np.nansum(view.series(array).values))
+                    if name in called:
+                        lost[called[name]] += int(np.nansum(view.series(array).values))
     face = stores.face
     reached = [int(s[-1]) for g in face.groups() if (s := face.view(g).steps()).size]
     last_step = max([*reached, *(step for step in last.values() if step is not None)], default=None)

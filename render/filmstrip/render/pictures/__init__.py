@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from filmstrip.render.pictures import curve, grid, histogram
+from filmstrip.render.pictures import animation, curve, grid, histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["PICTURES"]
 
 PICTURES: Final[dict[str, Callable[[Sequence[Source], Spec], Picture]]] = {
+    "animation": animation.of_sources,
     "curve": curve.of_sources,
     "grid": grid.of_sources,
     "histogram": histogram.of_sources,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +11,14 @@ import numpy as np
 
 from filmstrip.render import _text
 from filmstrip.render._agg import default_settings
-from filmstrip.render._figure import FRAME, finish_axes, new_figure, round_ticks, step_ticks
+from filmstrip.render._figure import (
+    FRAME,
+    finish_axes,
+    line_color,
+    new_figure,
+    round_ticks,
+    step_ticks,
+)
 from filmstrip.render._image import Picture
 from filmstrip.render._palette import TONES
 from filmstrip.render._scale import ticks
@@ -31,8 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw", "of_sources", "smooth"]
 
-# Okabe and Ito 2008, told apart by most of those who see colours otherwise; yellow is too faint.
-_COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4b5563")
+_MEASURES: Final = {"dead": "dead (share of zeros)"}
+_BESIDE: Final = 70  # pixels for the name of the values
 _HEIGHT: Final = 4.2
 _FEW: Final = 30  # points, of which each has a mark
 _TIMES: Final = ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86400.0, "d"))
@@ -111,20 +119,29 @@ def draw(
     caption = Caption(name, tuple(parts), "")
     figure, top = new_figure(caption, height=_HEIGHT, dpi=spec.dpi)
     many = len(drawable) > 1
-    axes = figure.add_axes((FRAME, 0.115, 0.7 if many else 0.88, top - 0.115))
+    right = FRAME + (0.7 if many else 0.88)
+    axes = figure.add_axes((FRAME, 0.115, right - FRAME, top - 0.115))
     for i, line in enumerate(drawable):
-        color = _color(i, len(drawable))
+        color = line_color(i, len(drawable))
         smoothed = smooth(line.values, spec.smoothing) if spec.smoothing else line.values
         if spec.smoothing:
             axes.plot(line.x, line.values, color=color, lw=0.7, alpha=0.28, zorder=2)
+        if line.band is not None:
+            spread = smooth(line.band, spec.smoothing) if spec.smoothing else line.band
+            low = np.maximum(smoothed - spread, _least(finite) if spec.log else -np.inf)
+            axes.fill_between(
+                line.x, low, smoothed + spread, color=color, alpha=0.14, lw=0, zorder=1
+            )
         marks = _marked(line.values)
         axes.plot(
             line.x, smoothed, color=color, lw=1.3, marker="o", markevery=marks, ms=2.4, zorder=3
         )
     x = np.concatenate([line.x for line in drawable])
-    _limits(axes, x, finite, spec)
+    _limits(axes, x, _reached(drawable, finite, spec), spec)
     unit = _value_ticks(axes, spec)
-    measure = spec.stat or ""
+    left = max(FRAME, _room(axes))
+    axes.set_position((left, 0.115, right - left, top - 0.115))
+    measure = _MEASURES.get(spec.stat or "", spec.stat or "")
     finish_axes(axes, x=_x_ticks(axes, x, spec), y=f"{measure} {unit}".strip())
     axes.grid(True, axis="y", color=TONES["faint"], lw=0.4, alpha=0.6)
     axes.set_axisbelow(True)
@@ -133,10 +150,36 @@ def draw(
     return Picture(drawn=figure, dpi=spec.dpi)
 
 
+def _room(axes: Axes) -> float:
+    """Return how much of the width the labels of the values need, with the name beside them."""
+    wide = max((_text.width(one.get_text(), 8.0) for one in axes.get_yticklabels()), default=0)
+    return (wide + _BESIDE) / (7.0 * _text.DPI)
+
+
+def _least(finite: npt.NDArray[np.float64]) -> float:
+    """Where a band ends that reaches below what a logarithmic axis can show."""
+    return float(finite.min()) / 10
+
+
+def _reached(
+    lines: Sequence[Line], finite: npt.NDArray[np.float64], spec: CurveSpec
+) -> npt.NDArray[np.float64]:
+    """Values that the axis has to hold: those of the curves and of the edges of their bands."""
+    edges = [
+        line.values + side * line.band
+        for line in lines
+        if line.band is not None
+        for side in (-1, 1)
+    ]
+    reached = np.concatenate([finite, *edges])
+    reached = reached[np.isfinite(reached)]
+    return np.asarray(np.maximum(reached, _least(finite)) if spec.log else reached)
+
+
 def _name(spec: CurveSpec) -> str:
     if spec.stat is None:
         return spec.name if spec.name != "*" else "scalars"
-    return f"{spec.name} · {spec.stat}"
+    return f"{spec.name if spec.name != '*' else 'all layers'} · {spec.stat}"
 
 
 def _marked(values: npt.NDArray[np.float64]) -> list[int]:
@@ -156,27 +199,21 @@ def _parts(lines: Sequence[Line], spec: CurveSpec) -> list[str]:
         parts.append(f"{len(lines)} curves")
     if spec.smoothing:
         parts.append(f"smoothing {spec.smoothing:g}, raw values faint")
+    if spec.stat == "norm":
+        parts += [line.label for line in lines if line.label.startswith("norm of")][:1]
+    if any(line.band is not None for line in lines):
+        parts.append("mean, band ± std")
     if spec.log:
         parts.append("log axis")
         hidden = sum(int((line.values <= 0).sum()) for line in lines)
-        parts += [f"{hidden} values ≤ 0 not shown"] if hidden else []
+        parts += [f"{hidden} value{'s' * (hidden != 1)} ≤ 0 not shown"] if hidden else []
     bad = sum(int((~np.isfinite(line.values)).sum()) for line in lines)
-    return parts + ([f"{bad} values not finite"] if bad else [])
+    return parts + ([f"{bad} value{'s' * (bad != 1)} not finite"] if bad else [])
 
 
 def _drawable(line: Line, spec: CurveSpec) -> Line:
     shown = np.isfinite(line.values) & ((line.values > 0) | (not spec.log))
-    return Line(line.label, line.x, np.where(shown, line.values, np.nan))
-
-
-def _color(i: int, count: int) -> str:
-    if count <= len(_COLORS):
-        return _COLORS[i]
-    import matplotlib
-    from matplotlib.colors import to_hex
-
-    # Many curves are mostly layers in forward order: a ramp shows where one stands.
-    return to_hex(matplotlib.colormaps["viridis"](0.92 * i / (count - 1)))
+    return replace(line, values=np.where(shown, line.values, np.nan))
 
 
 def _limits(
@@ -256,7 +293,7 @@ def _names(axes: Axes, lines: Sequence[Line], spec: CurveSpec) -> None:
             _text.printable(labels[i]),
             transform=axes.transAxes,
             fontproperties=_text.font(7.0),
-            color=_color(i, len(lines)),
+            color=line_color(i, len(lines)),
             va="center",
             parse_math=False,
         )
@@ -319,7 +356,7 @@ def of_sources(sources: Sequence[Source], spec: Spec) -> Picture:
             continue
         several = len(found) > 1
         lines += [
-            Line(f"{source.name} {line.label}" if several else source.name, line.x, line.values)
+            replace(line, label=f"{source.name} {line.label}" if several else source.name)
             for line in found
         ]
     if not lines:

@@ -1,53 +1,57 @@
-"""The histogram: the values of one layer at one step, or over steps in one of four views."""
+"""The histogram: the values of layers at one step, or over steps, alone or side by side."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from filmstrip.render import _text
 from filmstrip.render._agg import default_settings
-from filmstrip.render._density import Counts, density_counts, edges_between
-from filmstrip.render._figure import (
-    FRAME,
-    add_note,
-    finish_axes,
-    new_figure,
-    round_ticks,
-    step_ticks,
+from filmstrip.render._figure import FRAME, line_color, new_figure
+from filmstrip.render._histogram_views import (
+    FULL,
+    SMALL,
+    VIEWS,
+    compared,
+    edges_of,
+    told_apart,
+    zeros_drawn,
 )
 from filmstrip.render._image import Picture
 from filmstrip.render._palette import TONES
-from filmstrip.render._picks import evenly
 from filmstrip.render._sheet import Caption
 from filmstrip.render._spec import HistogramSpec
 from filmstrip.render.errors import SourceError
-from filmstrip.store import quantiles
+from filmstrip.store import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy.typing as npt
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
+    from filmstrip.render._density import Counts
     from filmstrip.render._source import Source
     from filmstrip.render._spec import Spec
 
-__all__ = ["draw", "of_sources"]
+__all__ = ["counts_of", "draw", "draw_several", "of_sources"]
 
-BINS: Final = {"single": 50, "ridge": 160, "overlay": 160, "heatmap": 200, "distribution": 0}
-CENTRE: Final = (0.002, 0.998)
-# TensorBoard's nine quantiles: the ends, and whole and half standard deviations of a normal.
-_QUANTILES: Final = (0.0, 0.0668, 0.1587, 0.3085, 0.5, 0.6915, 0.8413, 0.9332, 1.0)
-_NAMES: Final = ("min", "−1.5σ", "−1σ", "−½σ", "median", "+½σ", "+1σ", "+1.5σ", "max")
+MOST: Final = {"overlay": 12}  # in one picture; of the other views 30 side by side
+_FEW: Final = 8  # bins of stored counts, of which a finer histogram is a guess
+_NAMED: Final = 0.07  # of the width; names of layers are longer than steps
+_MOST_AXES: Final = 30
 _NINE: Final = "lines: min, −1.5σ … +1.5σ, max as quantiles"
-_MANY_ZEROS: Final = 0.02
-_RIDGES: Final = ("#fde2c8", "#f6a26b", "#d9542b", "#7a1f12")
-_FILL: Final = "#d9542b"
+_SMOOTHED: Final = "smoothed over 3 bins"
+# Height in inches, left edge, width and bottom of the axes, of the whole.
+_PLACES: Final = {
+    "single": (4.2, FRAME, 0.02, 0.86, 0.115),
+    "ridge": (5.2, 0.045, 0.0, 0.86, 0.105),
+    "overlay": (4.2, FRAME, 0.02, 0.77, 0.115),
+    "heatmap": (4.5, 0.1, 0.0, 0.765, 0.11),
+    "distribution": (4.2, FRAME, 0.02, 0.81, 0.115),
+}
 
 
 @default_settings()
@@ -70,256 +74,182 @@ def draw(source: Source, spec: HistogramSpec, *, title: str | None = None) -> Pi
     SourceError
         If there is no finite value to draw.
     """
+    counts = counts_of(source, spec)
+    name = spec.layer or spec.kind if title is None else title
+    parts = [spec.kind] if spec.kind else []
+    caption = Caption(name, (*parts, *_words(counts, spec)), "")
+    height, left, indent, width, bottom = _PLACES[spec.view]
+    figure, top = new_figure(caption, height=height, dpi=spec.dpi, left=left)
+    top -= 0.03 if spec.view == "heatmap" else 0  # for the name of the colour bar
+    axes = figure.add_axes((left + indent, bottom, width, top - bottom))
+    VIEWS[spec.view](axes, counts, spec, FULL)
+    if spec.view == "heatmap":
+        _density_bar(figure, figure.add_axes((0.935, bottom, 0.013, top - bottom)), axes)
+    return Picture(drawn=figure, dpi=spec.dpi)
+
+
+@default_settings()
+def draw_several(
+    several: Sequence[tuple[str, Counts]],
+    spec: HistogramSpec,
+    *,
+    title: str,
+    missing: Sequence[str] = (),
+) -> Picture:
+    """Draw several layers, or a layer of several runs: as lines in one, or side by side.
+
+    Parameters
+    ----------
+    several : sequence of (str, Counts)
+        Names and what they hold.
+    spec : HistogramSpec
+        With the view "overlay", the last step of each is a line.
+    title : str
+    missing : sequence of str
+        Names of those that hold nothing that can be drawn.
+
+    Returns
+    -------
+    Picture
+    """
+    most = MOST.get(spec.view, _MOST_AXES)
+    shown = several[:most]
+    parts = [spec.kind] if spec.kind else []
+    parts.append(f"{len(shown)} of {len(several)}" if len(several) > most else f"{len(several)}")
+    parts[-1] += " lines" if spec.view == "overlay" else " side by side, each with its own range"
+    parts += _common_words([counts for _, counts in shown], spec)
+    parts += [f"nothing in {', '.join(missing[:3])}{' …' * (len(missing) > 3)}"] if missing else []
+    caption = Caption(title, tuple(parts), "")
+    if spec.view == "overlay":
+        height, left, indent, width, bottom = _PLACES["overlay"]
+        figure, top = new_figure(caption, height=height, dpi=spec.dpi, left=left)
+        axes = figure.add_axes((left + indent, bottom, width - _NAMED, top - bottom))
+        colors = [line_color(i, len(shown)) for i in range(len(shown))]
+        compared(axes, _with_steps(shown), spec, colors)
+        return Picture(drawn=figure, dpi=spec.dpi)
+    return Picture(drawn=_page(caption, shown, spec), dpi=spec.dpi)
+
+
+def _page(caption: Caption, shown: Sequence[tuple[str, Counts]], spec: HistogramSpec) -> Figure:
+    """Draw small axes in rows, each below its name."""
+    count = len(shown)
+    columns = min(count, 2 if count <= 4 else 3 if count <= 9 else 4 if count <= 16 else 5)
+    rows = -(-len(shown) // columns)
+    left, right, gap = 0.045, 0.975, 0.06
+    right -= 0.03 if spec.view == "ridge" else 0  # whose steps stand to the right
+    tall = {1: 3.0, 2: 2.1, 3: 1.75, 4: 1.45, 5: 1.25}[columns]  # inches
+    height = 0.95 + rows * tall
+    figure, top = new_figure(caption, height=height, dpi=spec.dpi, left=left)
+    across = (right - left + gap) / columns
+    down = top / rows
+    for i, (name, counts) in enumerate(shown):
+        row, column = divmod(i, columns)
+        x, y = left + column * across, top - (row + 1) * down
+        room = 0.24 / height, 0.3 / height  # for its name above, for the labels below
+        indent = 0.0 if spec.view == "ridge" else 0.025
+        box = (x + indent, y + room[1], across - gap - indent, down - sum(room))
+        axes = figure.add_axes(box)
+        VIEWS[spec.view](axes, counts, spec, SMALL)
+        limit = round((min(across, 1 - x) - 0.02) * 7.0 * _text.DPI)
+        figure.text(
+            x,
+            y + down - 0.16 / height,
+            _text.printable(_text.ellipsize(name, 6.5, limit, bold=True)),
+            fontproperties=_text.font(6.5, True),
+            color=TONES["ink"],
+            parse_math=False,
+        )
+    return figure
+
+
+def _with_steps(several: Sequence[tuple[str, Counts]]) -> Sequence[tuple[str, Counts]]:
+    """Add steps to names where they differ."""
+    if len({int(counts.steps[-1]) for _, counts in several}) == 1:
+        return several
+    return [(f"{name} · step {counts.steps[-1]}", counts) for name, counts in several]
+
+
+def counts_of(source: Source, spec: HistogramSpec) -> Counts:
+    """Return what a histogram shows.
+
+    Raises
+    ------
+    SourceError
+        If there is no finite value to draw.
+    """
     counts = source.counts(spec)
     known = np.isfinite(counts.minimum) & np.isfinite(counts.maximum) & (counts.finite > 0)
     if not known.any():
         raise SourceError(f"{spec.layer or 'the array'} has no finite values at these steps")
-    name = spec.layer or spec.kind if title is None else title
-    bins = spec.bins or BINS[spec.view]
-    return Picture(drawn=_VIEWS[spec.view](counts, spec, bins, name), dpi=spec.dpi)
+    return counts
 
 
-def _common(
-    counts: Counts, spec: HistogramSpec, edges: npt.NDArray[np.float64], zeros: bool
-) -> list[str]:
-    """Say how the bins came about."""
-    kind = "" if spec.bin_scale == "linear" else f"{spec.bin_scale} "
-    return [f"{len(edges) - 1} {kind}bins", *_origin(counts, zeros)]
-
-
-def _steps(counts: Counts) -> str:
-    n = len(counts.steps)
-    of = f"{n} of {counts.available}" if n < counts.available else f"{n}"
-    return f"{of} step{'s' * (of != '1')}"
-
-
-def _origin(counts: Counts, zeros: bool) -> list[str]:
-    """Say what was counted, and what is not in the shape."""
-    parts = ["from stored bit counts" if counts.stored else "from bit counts of frames"]
-    if not zeros:
+def _words(counts: Counts, spec: HistogramSpec) -> list[str]:
+    """Say what one histogram shows, and how it came about."""
+    if spec.view == "single":
+        low, high = float(counts.minimum[0]), float(counts.maximum[0])
+        parts = [f"step {counts.steps[0]}"] if spec.layer else []
+        parts.append(f"{int(counts.bits.sum()):,} values".replace(",", "\u202f"))
+        parts.append(f"{low:.4g} to {high:.4g}".replace("-", "−"))
+    else:
+        n = len(counts.steps)
+        of = f"{n} of {counts.available}" if n < counts.available else f"{n}"
+        parts = [f"{of} step{'s' * (of != '1')}"]
+        parts[0] = f"a ridge a step, {parts[0]}" if spec.view == "ridge" else parts[0]
+    parts += _view_words(spec)
+    if spec.view != "distribution":
+        kind = "" if spec.bin_scale == "linear" else f"{spec.bin_scale} "
+        edges = edges_of(counts, spec)
+        parts.append(f"{len(edges) - 1} {kind}bin{'s' * (len(edges) != 2)}")
+        apart = told_apart(edges[0], edges[-1])
+        if apart < _FEW:
+            parts[-1] += f", counts tell {apart} apart"
+    parts.append("from stored bit counts" if counts.stored else "from bit counts of frames")
+    if spec.view != "distribution" and not zeros_drawn(counts):
         most = "up to " if len(counts.steps) > 1 else ""
         parts.append(f"exact zeros ({most}{100 * counts.zero_share:.0f} %) left out")
-    for number, name in zip(counts.others, ("NaN", "+inf", "−inf"), strict=True):
-        if number:
-            parts.append(f"{name} ×{number:,}")
-    return parts
+    return parts + _others([counts]) + ([_SMOOTHED] if spec.view in {"ridge", "overlay"} else [])
 
 
-def _zeros_drawn(counts: Counts) -> bool:
-    """Whether exact zeros belong to the shape, rather than being a point mass that dwarfs it."""
-    share = counts.zero_share
-    return share < _MANY_ZEROS or bool((counts.zeros >= counts.finite).all())
+def _common_words(several: Sequence[Counts], spec: HistogramSpec) -> list[str]:
+    """Say what holds for all of several histograms."""
+    steps = sorted({int(counts.steps[-1]) for counts in several})
+    which = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+    parts = [which if spec.view in {"single", "overlay"} else f"up to {which}"]
+    parts += _view_words(spec)
+    stored = {counts.stored for counts in several}
+    if len(stored) == 1:
+        parts.append("from stored bit counts" if True in stored else "from bit counts of frames")
+    if spec.view != "distribution" and not all(map(zeros_drawn, several)):
+        parts.append("exact zeros left out where they are many")
+    return parts + _others(several) + ([_SMOOTHED] if spec.view in {"ridge", "overlay"} else [])
 
 
-def _single(counts: Counts, spec: HistogramSpec, bins: int, name: str) -> Figure:
-    zeros = _zeros_drawn(counts)
-    low, high = float(counts.minimum[0]), float(counts.maximum[0])
-    edges = edges_between(low, high, bins, spec.bin_scale)
-    heights = density_counts(counts, edges, zeros=zeros)[0]
-    total = int(counts.bits.sum())
-    parts = [spec.kind] if spec.kind else []
-    parts += [f"step {counts.steps[0]}"] if spec.layer else []
-    parts += [
-        f"{total:,} values".replace(",", "\u202f"),
-        f"{low:.4g} to {high:.4g}".replace("-", "−"),
-    ]
-    caption = Caption(name, (*parts, *_common(counts, spec, edges, zeros)), "")
-    figure, top = new_figure(caption, height=4.2, dpi=spec.dpi)
-    axes = figure.add_axes((FRAME + 0.02, 0.115, 0.86, top - 0.115))
-    x = _positions(edges, spec)
-    axes.stairs(heights, x, fill=True, color=_FILL, alpha=0.85, linewidth=0)
-    axes.stairs(heights, x, color="#7a1f12", linewidth=0.6, baseline=None)
-    highest = float(heights.max()) * 1.05 or 1.0
-    axes.set_xlim(x[0], x[-1])
-    axes.set_ylim(0, highest)
-    _zero_line(axes, _positions(np.zeros(1), spec, like=edges)[0])
-    unit = round_ticks(axes.yaxis, 0, highest, 7)
-    name = _value_ticks(axes.xaxis, edges, spec)
-    finish_axes(axes, x=name, y=f"values in a bin {unit}".rstrip())
-    return figure
+def _view_words(spec: HistogramSpec) -> list[str]:
+    return {
+        "ridge": ["central 99.6 %", "each scaled to its own peak"],
+        "overlay": ["central 99.6 %"],
+        "heatmap": ["density, log colour", _NINE],
+        "distribution": [_NINE],
+    }.get(spec.view, [])
 
 
-def _ridge(counts: Counts, spec: HistogramSpec, bins: int, name: str) -> Figure:
-    zeros = _zeros_drawn(counts)
-    edges = edges_between(*_centre(counts), bins, spec.bin_scale)
-    x = _positions(edges, spec)
-    density = _smooth(density_counts(counts, edges, zeros=zeros) / np.diff(x))
-    peaks = density.max(axis=1, keepdims=True)
-    shape = density / np.where(peaks > 0, peaks, 1)
-    shape[shape < 0.003] = 0  # a third of a pixel, which would be drawn as hair lines
-    n = len(counts.steps)
-    parts = [spec.kind] if spec.kind else []
-    parts += [f"a ridge a step, {_steps(counts)}", "central 99.6 %", "each scaled to its own peak"]
-    caption = Caption(
-        name, (*parts, *_common(counts, spec, edges, zeros), "smoothed over 3 bins"), ""
-    )
-    left = 0.045
-    figure, top = new_figure(caption, height=5.2, dpi=spec.dpi, left=left)
-    axes = figure.add_axes((left, 0.105, 0.86, top - 0.105))
-    colors = _ridge_colors()
-    middle = (x[1:] + x[:-1]) / 2
-    overlap = max(1.0, 0.14 * n)
-    base = np.arange(n)[::-1].astype(float)
-    outline = np.concatenate([x[:1], middle, x[-1:]])
-    for i in range(n):
-        y = base[i] + overlap * shape[i]
-        points = np.concatenate([[base[i]], y, [base[i]]])
-        rgb = colors(i / (n - 1) if n > 1 else 1.0)[:3]
-        axes.fill(outline, points, fc=(*rgb, 0.92), ec="none", zorder=2 * i + 2, clip_on=False)
-        # Only where there is something: a white line along the floor would cut the ridge behind.
-        crest = np.where(shape[i] > 0.002, y, np.nan)
-        axes.plot(middle, crest, color="white", lw=0.7, zorder=2 * i + 3, clip_on=False)
-    axes.set_xlim(x[0], x[-1])
-    axes.set_ylim(-0.025 * (n + overlap), (base + overlap * shape.max(axis=1)).max() + 0.1)
-    _zero_line(axes, _positions(np.zeros(1), spec, like=edges)[0])
-    axes.yaxis.tick_right()
-    axes.yaxis.set_label_position("right")
-    named = evenly(n, 8)
-    axes.set_yticks(base[named], [str(step) for step in counts.steps[named]])
-    finish_axes(axes, x=_value_ticks(axes.xaxis, edges, spec), y="step", spines=("bottom",))
-    axes.tick_params(axis="y", length=0)
-    return figure
+def _others(several: Sequence[Counts]) -> list[str]:
+    """Count what is no number."""
+    totals = np.array([counts.others for counts in several]).sum(axis=0).tolist()
+    named = zip(totals, ("NaN", "+inf", "−inf"), strict=True)
+    return [f"{name} ×{number:,}" for number, name in named if number]
 
 
-def _overlay(counts: Counts, spec: HistogramSpec, bins: int, name: str) -> Figure:
-    zeros = _zeros_drawn(counts)
-    edges = edges_between(*_centre(counts), bins, spec.bin_scale)
-    x = _positions(edges, spec)
-    share = density_counts(counts, edges, zeros=zeros) / np.maximum(counts.finite, 1)[:, None]
-    density = _smooth(share / np.diff(x))
-    n = len(counts.steps)
-    parts = [spec.kind] if spec.kind else []
-    parts += [_steps(counts), "central 99.6 %", *_common(counts, spec, edges, zeros)]
-    figure, top = new_figure(
-        Caption(name, (*parts, "smoothed over 3 bins"), ""), height=4.2, dpi=spec.dpi
-    )
-    axes = figure.add_axes((FRAME + 0.02, 0.115, 0.77, top - 0.115))
-    middle = (x[1:] + x[:-1]) / 2
-    for i in range(n):
-        color = _ridge_colors()(0.3 + 0.7 * (i + 1) / n)
-        axes.fill_between(middle, density[i], color=color, alpha=0.1, lw=0, zorder=i)
-        axes.plot(middle, density[i], color=color, lw=1.2, zorder=n + i)
-        y = 0.97 - 0.065 * i
-        axes.plot([1.02, 1.05], [y, y], color=color, lw=2, transform=axes.transAxes, clip_on=False)
-        add_note(axes, 1.05, y, f"step {counts.steps[i]}", size=7.0, inside=False)
-    highest = float(density.max()) * 1.05 or 1.0
-    axes.set_xlim(x[0], x[-1])
-    axes.set_ylim(0, highest)
-    _zero_line(axes, _positions(np.zeros(1), spec, like=edges)[0])
-    unit = round_ticks(axes.yaxis, 0, highest, 7)
-    finish_axes(axes, x=_value_ticks(axes.xaxis, edges, spec), y=f"density {unit}".rstrip())
-    return figure
+def _density_bar(figure: Figure, bar: Axes, axes: Axes) -> None:
+    from matplotlib.collections import QuadMesh
 
-
-def _ridge_colors() -> LinearSegmentedColormap:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("ridges", _RIDGES)
-
-
-def _smooth(density: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Weigh each bin with its neighbours, 1 : 2 : 1; mirrored at the ends, where a ReLU stops."""
-    padded = np.pad(density, ((0, 0), (1, 1)), mode="symmetric")
-    return (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
-
-
-def _heatmap(counts: Counts, spec: HistogramSpec, bins: int, name: str) -> Figure:
-    import matplotlib
-    from matplotlib.colors import LinearSegmentedColormap, LogNorm
-
-    zeros = _zeros_drawn(counts)
-    low, high = float(np.nanmin(counts.minimum)), float(np.nanmax(counts.maximum))
-    edges = edges_between(low, high, bins, spec.bin_scale)
-    y = _positions(edges, spec)
-    inside = density_counts(counts, edges, zeros=zeros)
-    share = inside / np.maximum(counts.finite, 1)[:, None] / np.diff(y)
-    # Less than half a value in a bin is the tail of an interpolation, not something seen.
-    dense = np.ma.masked_where(inside < 1e-3, share)
-    parts = [spec.kind] if spec.kind else []
-    parts += [_steps(counts), "density, log colour", _NINE]
-    caption = Caption(name, (*parts, *_common(counts, spec, edges, zeros)), "")
-    left = 0.1
-    figure, upper = new_figure(caption, height=4.5, dpi=spec.dpi, left=left)
-    upper -= 0.03  # for the name of the colour bar
-    axes = figure.add_axes((left, 0.11, 0.765, upper - 0.11))
-    shades = matplotlib.colormaps["magma_r"](np.linspace(0.06, 1, 256))
-    cmap = LinearSegmentedColormap.from_list("heat", shades)
-    borders = _borders(counts.steps.astype(float))
-    top = float(dense.max()) if dense.count() else 1.0
-    norm = LogNorm(top * 1e-4, top, clip=True)
-    mesh = axes.pcolormesh(borders, y, dense.T, cmap=cmap, norm=norm, rasterized=True)
-    at, lines = _quantiles(counts)
-    lines = _positions(lines, spec, like=edges)
-    _quantile_lines(axes, at, lines)
-    axes.set_xlim(borders[0], borders[-1])
-    margin = 0.02 * (y[-1] - y[0])
-    axes.set_ylim(y[0] - margin, y[-1] + margin)
-    step_ticks(axes.xaxis, float(counts.steps[0]), float(counts.steps[-1]), 8)
-    finish_axes(axes, x="step", y=_value_ticks(axes.yaxis, edges, spec))
-    _quantile_names(axes, borders[-1], lines[-1])
-    bar = figure.add_axes((0.935, 0.11, 0.013, upper - 0.11))
-    _density_bar(figure, bar, mesh, top)
-    return figure
-
-
-def _distribution(counts: Counts, spec: HistogramSpec, bins: int, name: str) -> Figure:
-    at, lines = _quantiles(counts)
-    edges = edges_between(float(np.nanmin(lines)), float(np.nanmax(lines)), 1, spec.bin_scale)
-    y = _positions(edges, spec)
-    parts = [spec.kind] if spec.kind else []
-    parts += [_steps(counts), _NINE, *_origin(counts, True)]
-    figure, top = new_figure(Caption(name, tuple(parts), ""), height=4.2, dpi=spec.dpi)
-    axes = figure.add_axes((FRAME + 0.02, 0.115, 0.81, top - 0.115))
-    lines = _positions(lines, spec, like=edges)
-    for j, alpha in enumerate((0.16, 0.22, 0.3, 0.4)):
-        axes.fill_between(at, lines[:, j], lines[:, 8 - j], color=_FILL, alpha=alpha, lw=0)
-    axes.plot(at, lines[:, 4], color=_RIDGES[-1], lw=1.3)
-    axes.set_xlim(at[0], at[-1])
-    margin = 0.02 * (y[-1] - y[0])
-    axes.set_ylim(y[0] - margin, y[-1] + margin)
-    step_ticks(axes.xaxis, float(counts.steps[0]), float(counts.steps[-1]), 8)
-    finish_axes(axes, x="step", y=_value_ticks(axes.yaxis, edges, spec))
-    _quantile_names(axes, float(at[-1]), lines[-1])
-    return figure
-
-
-def _quantiles(counts: Counts) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return where along the steps the nine quantiles are drawn, and these."""
-    lines = np.asarray(quantiles(counts.bits, _QUANTILES, counts.minimum, counts.maximum))
-    if len(lines) == 1:  # one step is as wide as a step
-        return _borders(counts.steps.astype(float)), lines.repeat(2, axis=0)
-    return counts.steps.astype(float), lines
-
-
-def _quantile_lines(
-    axes: Axes, steps: npt.NDArray[np.float64], lines: npt.NDArray[np.float64]
-) -> None:
-    widths = (0.5, 0.5, 0.6, 0.7, 1.2, 0.7, 0.6, 0.5, 0.5)
-    for j, width in enumerate(widths):
-        inner = 2 <= j <= 6
-        color, alpha = ("white", 1.0 if j == 4 else 0.75) if inner else ("#4b5563", 0.6)
-        axes.plot(steps, lines[:, j], color=color, lw=width, alpha=alpha)
-
-
-def _quantile_names(axes: Axes, x: float, last: npt.NDArray[np.float64]) -> None:
-    """Name the lines at their right ends; of those that lie close, the more telling ones."""
-    low, high = axes.get_ylim()
-    apart = 0.035 * (high - low)
-    written: list[float] = []
-    for j in (4, 8, 0, 6, 2):
-        if np.isfinite(last[j]) and all(abs(last[j] - other) >= apart for other in written):
-            add_note(axes, x, float(last[j]), _NAMES[j])
-            written.append(float(last[j]))
-
-
-def _density_bar(figure: Figure, bar: Axes, mesh: object, top: float) -> None:
-    from matplotlib.cm import ScalarMappable
-
-    assert isinstance(mesh, ScalarMappable)
+    mesh = next(drawn for drawn in axes.collections if isinstance(drawn, QuadMesh))
     colorbar = figure.colorbar(mesh, cax=bar)
     colorbar.outline.set_linewidth(0.4)
     colorbar.outline.set_edgecolor(TONES["faint"])
-    powers = range(int(np.ceil(np.log10(top * 1e-4))), int(np.floor(np.log10(top))) + 1)
+    low, high = mesh.get_clim()
+    powers = range(int(np.ceil(np.log10(low))), int(np.floor(np.log10(high))) + 1)
     raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
     labels = [f"10{str(p).translate(raised)}" for p in powers]
     bar.yaxis.set_ticks([10.0**p for p in powers], labels)
@@ -330,84 +260,38 @@ def _density_bar(figure: Figure, bar: Axes, mesh: object, top: float) -> None:
     bar.set_title("density", fontproperties=_text.font(6.5), color=TONES["mute"], pad=6)
 
 
-def _centre(counts: Counts) -> tuple[float, float]:
-    """Return the range that holds the central 99.6 % of the values of nearly every step."""
-    known = np.flatnonzero(counts.finite > 0)
-    bits, low, high = counts.bits[known], counts.minimum[known], counts.maximum[known]
-    ends = np.atleast_2d(quantiles(bits, CENTRE, low, high))
-    first, last = float(np.quantile(ends[:, 0], 0.05)), float(np.quantile(ends[:, 1], 0.95))
-    if not first < last:
-        first, last = float(low.min()), float(high.max())
-    margin = 0.04 * (last - first)
-    first, last = max(first - margin, low.min()), min(last + margin, high.max())
-    return float(first), float(last)
-
-
-def _borders(steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Edges half way between steps; the outer ones as far from the first and last step."""
-    if len(steps) == 1:
-        return np.array([steps[0] - 0.5, steps[0] + 0.5])
-    middle = (steps[1:] + steps[:-1]) / 2
-    first, last = steps[0] - (middle[0] - steps[0]), steps[-1] + (steps[-1] - middle[-1])
-    return np.concatenate([[first], middle, [last]])
-
-
-def _positions(
-    values: npt.NDArray[np.float64],
-    spec: HistogramSpec,
-    like: npt.NDArray[np.float64] | None = None,
-) -> npt.NDArray[np.float64]:
-    """Where values lie on the axis: themselves, or where edges ``like`` are equally far apart."""
-    edges = values if like is None else like
-    if spec.bin_scale == "linear":
-        return values
-    if spec.bin_scale == "tensorboard":
-        return np.interp(values, edges, np.arange(len(edges)))
-    return np.arcsinh(values / _linear(edges))
-
-
-def _linear(edges: npt.NDArray[np.float64]) -> float:
-    return float(max(abs(edges[0]), abs(edges[-1]))) / 1000
-
-
-def _value_ticks(axis: Axis, edges: npt.NDArray[np.float64], spec: HistogramSpec) -> str:
-    """Set the ticks of the value axis; return its name, with a power of ten or symlog."""
-    names = {"activations": "activation", "weights": "weight", "gradients": "gradient"}
-    name = names.get(spec.kind, "value")
-    if spec.bin_scale == "linear":
-        return f"{name} {round_ticks(axis, float(edges[0]), float(edges[-1]), 7)}".rstrip()
-    power = int(np.floor(np.log10(_linear(edges) * 1000)))
-    raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-    marks = [(0.0, "0")]
-    decades = range(power - 2, power + 1)
-    if spec.bin_scale == "tensorboard":
-        decades = range(power - 4, power + 1, 2)
-    for exponent in decades:
-        text = f"10{str(exponent).translate(raised)}"
-        marks += [(10.0**exponent, text), (-(10.0**exponent), f"−{text}")]
-    inside = [(v, t) for v, t in marks if edges[0] <= v <= edges[-1]]
-    at = _positions(np.array([v for v, _ in inside]), spec, like=edges)
-    axis.set_ticks(list(at), [t for _, t in inside])
-    return f"{name}, {spec.bin_scale}"
-
-
-def _zero_line(axes: Axes, zero: float) -> None:
-    low, high = axes.get_xlim()
-    if low < zero < high:
-        axes.axvline(zero, color="#9aa1ab", lw=0.5, ls=(0, (2, 2)), zorder=0)
-
-
-_VIEWS: Final = {
-    "single": _single,
-    "ridge": _ridge,
-    "overlay": _overlay,
-    "heatmap": _heatmap,
-    "distribution": _distribution,
-}
-
-
 def of_sources(sources: Sequence[Source], spec: Spec) -> Picture:
-    """Draw from the only source there is."""
+    """Draw a layer of one run, or several of one or more."""
     assert isinstance(spec, HistogramSpec)
-    (source,) = sources
-    return draw(source, spec)
+    if len(sources) == 1 and not spec.page:
+        return draw(sources[0], spec)
+    one = replace(spec, view="single") if spec.view == "overlay" else spec
+    several: list[tuple[str, Counts]] = []
+    missing: list[str] = []
+    failed: list[SourceError | StoreError] = []
+    for source in sources:
+        for layer in _layers(source, spec, failed):
+            words = [source.name] * (len(sources) > 1) + [layer] * spec.page
+            try:
+                several.append((" ".join(words), counts_of(source, replace(one, layer=layer))))
+            except (SourceError, StoreError) as error:
+                missing.append(" ".join(words))
+                failed.append(error)
+    if not several:
+        raise failed[0]
+    title = spec.layer
+    if spec.page:
+        title = f"all {spec.kind}" if spec.layer == "*" else spec.layer.replace(",", ", ")
+    return draw_several(several, spec, title=title, missing=missing)
+
+
+def _layers(
+    source: Source, spec: HistogramSpec, failed: list[SourceError | StoreError]
+) -> Sequence[str]:
+    if not spec.page:
+        return [spec.layer]
+    try:
+        return source.layers(spec.kind, spec.layer.split(","))
+    except StoreError as error:
+        failed.append(error)
+        return []
