@@ -113,6 +113,32 @@ def test_after_the_survey_nothing_waits_for_the_device(
     assert opened.statistics("weights").steps.tolist() == [0, 10, 20]
 
 
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="only CUDA records graphs")
+def test_what_is_recorded_into_a_graph_is_left_out_and_its_replays_are_as_without_capture(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Linear(3, 3).to(DEVICE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.ones(2, 3, device=DEVICE)
+    plain = model(x).detach()
+    with Capture(model, optimizer, run, every=1):
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(x).sum().backward()
+            optimizer.step()
+            with torch.no_grad():
+                expected = model(x)
+        recorded = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(recorded), torch.no_grad():
+            output = model(x)
+        recorded.replay()
+        assert torch.equal(output, expected)
+        assert not torch.equal(output, plain)
+
+    assert open_run(run).steps("weights").tolist() == [0, 1]
+    assert "exceptions" not in caplog.text
+
+
 def test_images_and_numbers_are_what_they_were_when_they_were_given(run: str) -> None:
     model = nn.Linear(3, 1).to(DEVICE)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -3,17 +3,22 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from capture.training import Batches, Trained
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from filmstrip.capture import CaptureError
 from filmstrip.capture.pytorch import Capture
@@ -212,6 +217,135 @@ def test_an_exception_in_the_loop_is_not_hidden_by_one_of_capture(
         stumble()
 
     assert open_run(run).steps("weights").tolist() == [0, 1]
+
+
+def wide() -> Trained:
+    """Return a model whose frames outgrow small files."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Flatten(), nn.Linear(64, 2000), nn.Linear(2000, 10))
+    return Trained(model, torch.optim.SGD(model.parameters(), lr=1e-3))
+
+
+def test_a_disk_that_takes_no_more_leaves_training_as_it_was_and_status_says_so(
+    run: str, batches: Batches
+) -> None:
+    """From the fourth step on no file may be written behind 60 KB, as on a disk that is full."""
+    plain, captured = wide(), wide()
+    plain.run(batches(10))
+    capture = Capture(captured.model, captured.optimizer, run, every=1, on_pressure="block")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(loss: torch.Tensor) -> None:
+        if len(captured.losses) == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+
+    try:
+        captured.run(batches(10), fill)
+        with pytest.raises(CaptureError, match=r"\d+ writes failed; first cause: .*too large"):
+            capture.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert all(map(torch.equal, plain.losses, captured.losses))
+    opened = open_run(run)
+    steps = opened.steps("weights").tolist()
+    assert 1 <= len(steps) < 10
+    assert opened.weights["1.weight"].frame(steps[-1]).shape == (2000, 64)
+    assert opened.status().errors >= 10 - len(steps)
+
+
+def test_a_run_that_is_deleted_leaves_training_as_it_was(
+    run: str, trained: Callable[[], Trained], batches: Batches
+) -> None:
+    plain, captured = trained(), trained()
+    torch.manual_seed(1)
+    plain.run(batches(6))
+    capture = Capture(captured.model, captured.optimizer, run, every=1)
+
+    def delete(loss: torch.Tensor) -> None:
+        if len(captured.losses) == 3:
+            shutil.rmtree(run, ignore_errors=True)
+
+    torch.manual_seed(1)
+    captured.run(batches(6), delete)
+    with pytest.raises(CaptureError, match="lost something"):
+        capture.close()
+
+    assert all(map(torch.equal, plain.losses, captured.losses))
+    assert not (Path(run) / "zarr.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_workers_that_a_data_loader_forks_change_nothing(
+    run: str, trained: Callable[[], Trained], digits: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    data = TensorDataset(*(each[:96] for each in digits))
+    plain, captured = trained(), trained()
+    for training in (plain, captured):
+        torch.manual_seed(1)
+        loader = DataLoader(data, batch_size=16, num_workers=2, multiprocessing_context="fork")
+        if training is plain:
+            training.run(iter(loader))
+            training.run(iter(loader))
+            continue
+        with Capture(captured.model, captured.optimizer, run, every=1):
+            training.run(iter(loader))
+            training.run(iter(loader))
+
+    assert all(map(torch.equal, plain.losses, captured.losses))
+    assert open_run(run).steps("weights").tolist() == list(range(12))
+    assert open_run(run).status().state == "finished"
+
+
+ENDLESS = """
+import sys, torch
+from torch import nn
+from filmstrip.capture.pytorch import Capture
+model = nn.Linear(3, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+capture = Capture(model, optimizer, sys.argv[1], every=1)
+step = 0
+while True:
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    step += 1
+    if step == 20:
+        print("twenty", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "state"),
+    [
+        (signal.SIGTERM, "stopped"),
+        (signal.SIGKILL, "stopped"),
+        (signal.SIGINT, "finished"),  # an exception, behind which the interpreter closes it
+    ],
+)
+def test_a_script_that_is_ended_keeps_every_step_that_was_written(
+    run: str, number: signal.Signals, state: str
+) -> None:
+    script = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, run],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    with script:
+        assert script.stdout is not None
+        assert script.stdout.readline() == "twenty\n"
+        script.send_signal(number)
+        assert script.wait(60) == -number
+
+    opened = open_run(run)
+    steps = opened.steps("weights").tolist()
+    assert steps == list(range(len(steps)))
+    assert len(steps) >= 10
+    assert np.isfinite(opened.weights["weight"].frame(steps[-1])).all()
+    assert opened.status().state == state
 
 
 SCRIPT = """

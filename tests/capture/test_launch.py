@@ -254,7 +254,7 @@ def test_options_beat_the_environment_which_beats_the_plan_file(run: str, tmp_pa
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("print('hello')", "torch was not imported"),
+        ("print('hello')", "torch or keras was not imported"),
         ("import torch", "torch was imported, but no optimizer was made"),
         (
             TRAIN + "model.eval(); train(2)",

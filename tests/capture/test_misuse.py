@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,12 @@ def test_a_second_capture_beside_an_open_one_is_refused(run: str) -> None:
             Capture(model, optimizer, run)
         with pytest.raises(RunLockedError):
             Capture(model, optimizer, run, if_exists="resume")
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/run.zarr", "a\0b", "", None])
+def test_what_is_no_local_path_is_refused(path: Any) -> None:
+    with pytest.raises(PlanError, match=r"run=.* is not a (local )?path"):
+        Capture(*model_and_optimizer(), path)
 
 
 def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
 from filmstrip.capture.pytorch import Capture
@@ -153,6 +154,39 @@ def test_recomputation_under_checkpointing_is_not_taken_again(run: str, reentran
     train(Checkpointed(), torch.ones(2, 3, requires_grad=True), run=run)
 
     assert open_run(run).layers("activations") == ["block.0", "block.1"]
+
+
+def test_a_wrapper_that_checkpoints_is_no_part_of_a_name(run: str) -> None:
+    wrapped = checkpoint_wrapper(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
+    model = nn.Sequential(wrapped, nn.Linear(3, 1))
+    train(model, torch.ones(2, 3, requires_grad=True), run=run)
+
+    opened = open_run(run)
+    assert opened.layers("activations") == ["0.0", "0.1", "1"]
+    assert opened.layers("weights") == ["0.0.weight", "0.0.bias", "1.weight", "1.bias"]
+
+
+def test_an_encoder_that_has_a_fast_path_in_eval_mode_is_seen_in_both_modes(run: str) -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(2, 3, 4)
+    with torch.no_grad():
+        fast = model.eval()(x)
+    seen = {}
+    for phase in ("train", "eval"):
+        with Capture(model, optimizer, f"{run}-{phase}", every=1, phases=phase):
+            for _ in range(2):
+                model.train()(x).sum().backward()
+                with torch.no_grad():
+                    slow = model.eval()(x)
+                torch.testing.assert_close(slow, fast)
+                optimizer.zero_grad()  # gradients of None leave the weights as they are
+                optimizer.step()
+        seen[phase] = set(open_run(f"{run}-{phase}").layers("activations"))
+
+    assert {"linear1", "linear2", "norm1", "norm2"} <= seen["train"] & seen["eval"]
+    assert "self_attn.out_proj" not in seen["train"] | seen["eval"]  # its module runs past it
 
 
 def test_an_evaluation_between_steps_is_not_taken(run: str) -> None:

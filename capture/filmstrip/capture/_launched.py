@@ -17,7 +17,10 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 VARIABLE = "FILMSTRIP_LAUNCH"
-WATCHES = {"torch": "filmstrip.capture.pytorch._watch"}
+WATCHES = {
+    "torch": "filmstrip.capture.pytorch._watch",
+    "keras": "filmstrip.capture.keras._watch",
+}
 """Framework, and the module whose ``watch(wishes)`` is called when it has been imported."""
 
 
@@ -118,7 +121,7 @@ def start() -> None:
 
 def _watch(wishes: Wishes, framework: str, watch: str) -> None:
     try:
-        wishes.note("imported", framework)
+        wishes.note("imported", f"{framework} was imported, but no optimizer was made")
         import_module(watch).watch(wishes)
     except Exception as error:
         wishes.note("refused", str(error) or type(error).__name__)

@@ -1,7 +1,12 @@
-"""The recorder: all that an adapter calls while a model trains, in the training thread."""
+"""The recorder: all that an adapter calls while a model trains, in its threads.
+
+Most models have one. Where modules run in several, or one thread steps while another computes,
+what they hand in is taken one after the other.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -118,6 +123,7 @@ class Recorder(Generic[T]):
         self._loss = ""
         self._seconds = 0.0
         self._closed = False
+        self._lock = threading.RLock()
 
     @property
     def fresh(self) -> bool:
@@ -134,6 +140,13 @@ class Recorder(Generic[T]):
     def begin(self, step: int) -> None:
         """Arm what is due at a step, or nothing."""
         self.step = step
+        if self._closed:  # in a forked process nobody may ever unlock what was locked
+            self.on, self.tiers = False, NOTHING
+            return
+        with self._lock:
+            self._begin(step)
+
+    def _begin(self, step: int) -> None:
         started = time.perf_counter()
         try:
             self._give_up()
@@ -217,8 +230,10 @@ class Recorder(Generic[T]):
 
     def forget(self, kind: str) -> None:
         """Drop what was taken of a kind in this step; it is taken again."""
-        for site in [site for site in self._taken if self.sites[site].kind == kind]:
-            del self._taken[site]
+        if self.on:
+            with self._lock:
+                for site in [site for site in self._taken if self.sites[site].kind == kind]:
+                    del self._taken[site]
 
     def trip(self, where: str, error: Exception) -> None:
         """Note an exception inside a tap; one that was under way at close has nothing to lose."""
@@ -227,16 +242,20 @@ class Recorder(Generic[T]):
 
     def take(self, site: int, tensor: T) -> None:
         """Take what is due of a tensor; a site is taken once a step."""
-        started = time.perf_counter()
-        try:
-            if site not in self._taken:
-                if self._survey is not None:
-                    self._taken[site] = self._survey.take(site, self._seen(site, tensor), tensor)
-                else:
-                    self._put(site, tensor)
-        except Exception as error:
-            self.trip(f"{self._name(site)} could not be taken", error)
-        self._seconds += time.perf_counter() - started
+        with self._lock:
+            started = time.perf_counter()
+            try:
+                if self.on and site not in self._taken:
+                    self._take(site, tensor)
+            except Exception as error:
+                self.trip(f"{self._name(site)} could not be taken", error)
+            self._seconds += time.perf_counter() - started
+
+    def _take(self, site: int, tensor: T) -> None:
+        if self._survey is None:
+            self._put(site, tensor)
+        else:
+            self._taken[site] = self._survey.take(site, self._seen(site, tensor), tensor)
 
     def _name(self, site: int) -> str:
         return f"{self.sites[site].kind} of {self.sites[site].layer!r}"
@@ -274,8 +293,11 @@ class Recorder(Generic[T]):
         self.ended = True
         if self._loss:
             self._lose(self._loss)
-        if not self.on:
-            return
+        if self.on:
+            with self._lock:
+                self._end()
+
+    def _end(self) -> None:
         self.on = False
         started = time.perf_counter()
         try:

@@ -159,6 +159,8 @@ def settle(
     run, metadata = values["run"], values["metadata"]
     if not isinstance(run, str | PathLike) or not fspath(run):
         raise PlanError(f"run={run!r} is not a path; write one such as 'run.zarr'")
+    if "://" in fspath(run) or "\0" in fspath(run):
+        raise PlanError(f"run={run!r} is not a local path, and only to such a one runs are written")
     if metadata is not None and not isinstance(metadata, Mapping):
         raise PlanError(f"metadata={metadata!r} is not a mapping, such as {{'seed': 1}}")
     try:

@@ -1,14 +1,16 @@
 """The survey: the only place that takes from tensors whose shapes were not known before.
 
 Until all shapes are known there is no slot. Each tensor goes into a small one of its own, as fine
-as the budget allows so far; whenever the sum exceeds the budget, what was taken is made coarser. At
-the end everything moves into a slot of the ring, so that the step of the survey is captured.
+as the budget allows so far; whenever the sum is twice the budget, as much as the slots that follow,
+what was taken is made coarser. Not sooner, or a large model would be fitted anew for every tensor.
+At the end everything moves into a slot of the ring, so that the step of the survey is captured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Generic
 
 import numpy as np
@@ -29,6 +31,7 @@ from filmstrip.capture._schedule import Tiers
 from filmstrip.capture._seams import Site, Slot, Stage, T
 
 Bytes = npt.NDArray[Any]
+_NUMBERS = VALUE_BYTES + COUNT_BYTES  # statistics and histogram, in front of a frame
 
 
 @dataclass(slots=True)
@@ -72,30 +75,48 @@ class Survey(Generic[T]):
         self._pieces: dict[int, _Piece] = {}
         self._ladders: dict[int, list[Take]] = {}
         self._takes: dict[int, Take | None] = {}
+        self._total = 0
+        self._refused: dict[bool, int] = {}  # bytes that are too many, by whether they are outputs
 
     def take(self, number: int, site: Site, tensor: T) -> int:
         """Take what is due of a tensor, whose shape its site has by now; return samples kept."""
         self._sites[number] = site
-        rungs = self._ladders[number] = ladder(site, dtype=self._dtype)
-        first = rungs[0] if rungs else None
-        self._takes[number] = first
-        if self._parameters is not None or total(self._takes.values()) > self._budget:
+        self._ladders[number] = ladder(site, dtype=self._dtype)
+        take = self._takes[number] = self._finest(number)
+        self._total += 0 if take is None else take.nbytes
+        if self._total > 2 * self._budget:
             self._lower()
-        take = self._takes[number]
+            take = self._takes[number]
         order = _alone(number, site, take).only(self._tiers)
         if order is not None:
-            nbytes = VALUE_BYTES + COUNT_BYTES + (take.nbytes if take is not None else 0)
-            slot = self._stage.slot(nbytes)
+            slot = self._stage.slot(_NUMBERS + (take.nbytes if take is not None else 0))
             self._stage.put(slot, order, tensor)
             self._pieces[number] = _Piece(order, slot)
         return take.samples or 0 if take is not None else 0
 
+    def _finest(self, number: int) -> Take | None:
+        """Return the finest take that was not refused to others, as more sites allow only less."""
+        whole = self._sites[number].piece is not None
+        most = inf if whole else self._refused.get(self._apart(number), inf)
+        return next((take for take in self._ladders[number] if take.nbytes < most), None)
+
+    def _apart(self, number: int) -> bool:
+        """Return whether a site does not share the budget with parameters."""
+        return self._parameters is not None and self._sites[number].kind == "activations"
+
     def _lower(self) -> None:
         """Fit what is known so far, and make coarser what was taken already."""
         self._takes = self._fitted()
+        self._total = total(self._takes.values())
         self._stage.wait(self._stage.fence())
         for number, piece in self._pieces.items():
             self._coarsen(piece, self._takes[number])
+        for number, take in self._takes.items():
+            kept = 0 if take is None else take.nbytes
+            finer = [rung.nbytes for rung in self._ladders[number] if rung.nbytes > kept]
+            if finer and self._sites[number].piece is None:
+                apart = self._apart(number)
+                self._refused[apart] = min(*finer, self._refused.get(apart, finer[-1]))
 
     def _fitted(self) -> dict[int, Take | None]:
         takes = fit_sites(
@@ -110,11 +131,16 @@ class Survey(Generic[T]):
         old = piece.order.take
         if old is None or take == old:
             return
-        if take is None:
-            piece.order, piece.frame = replace(piece.order, take=None, frame=None), None
-            return
-        piece.frame = coarser(_frame(piece), old, take)
-        piece.order = replace(piece.order, take=take)
+        if take is not None:
+            piece.frame = coarser(_frame(piece), old, take)
+            piece.order = replace(piece.order, take=take)
+        else:
+            piece.frame = None
+            piece.order = replace(piece.order, take=None, frame=None)
+        if len(piece.slot.memory) > _NUMBERS:  # the memory of the finer frame goes back
+            small = self._stage.slot(_NUMBERS)
+            small.memory[:] = piece.slot.memory[:_NUMBERS]
+            piece.slot = small
 
     def plan(self, sites: Sequence[Site]) -> Blueprint:
         """Return the layout of the slots of all captures to come.
@@ -161,7 +187,7 @@ def _alone(number: int, site: Site, take: Take | None) -> Order:
         number,
         site.shape,
         take,
-        frame=VALUE_BYTES + COUNT_BYTES if take is not None else None,
+        frame=_NUMBERS if take is not None else None,
         values=0 if statistics else None,
         counts=VALUE_BYTES if statistics and site.tiers.histograms else None,
     )
@@ -205,7 +231,7 @@ def coarser(frame: Bytes, old: Take, new: Take) -> Bytes:
         frame = frame[tuple(index)]
     if old.dtype != new.dtype:
         frame = _halve(np.ascontiguousarray(frame, dtype=np.float32))
-    return np.ascontiguousarray(frame)
+    return frame.copy()
 
 
 def _halve(frame: Bytes) -> Bytes:

@@ -67,10 +67,7 @@ def launch(
     elif "others" in notes:
         _report.say("more than one process trained; the first of each rank was captured")
     elif "later" in notes:
-        _report.say(
-            f"{notes['later']} was made when capture had begun; "
-            "what it trained was followed only where an earlier optimizer stepped, too"
-        )
+        _report.say(notes["later"])
     return code if code >= 0 else _BY_SIGNAL - code
 
 
@@ -141,9 +138,9 @@ def _why(notes: Mapping[str, str]) -> str:
             "in order to learn"
         )
     if "imported" in notes:
-        return f"{notes['imported']} was imported, but no optimizer was made"
+        return notes["imported"]
     if "started" in notes:
-        return f"{' and '.join(WATCHES)} was not imported"
+        return f"{' or '.join(WATCHES)} was not imported"
     return (
         "the command started no Python in which filmstrip is installed; "
         "python -E, -I and -S leave it out, too"

@@ -15,9 +15,16 @@ import keras
 from filmstrip.capture._agent import Agent
 from filmstrip.capture._keywords import Keywords, read_flag
 from filmstrip.capture._plan import PlanLike
+from filmstrip.capture._report import say
 from filmstrip.capture._schedule import EPOCH
 from filmstrip.capture._settings import Settings, said_by_code, settle, switched_off
 from filmstrip.capture.errors import PlanError, UnsupportedModelError
+from filmstrip.capture.keras._optimizers import (
+    check_compiled,
+    optimizers_in,
+    steps_counted,
+    trained_in,
+)
 
 if TYPE_CHECKING:
     from filmstrip.capture._clock import StepLike
@@ -31,6 +38,10 @@ class Engine(Protocol):
     @property
     def agent(self) -> Agent:
         """What records."""
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """Those of the model that is watched."""
 
     def install(self) -> None:
         """Watch the model's train step, unless that is done."""
@@ -136,6 +147,8 @@ class Capture(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._engine: Engine | None = None
         self._step, self._probe = step, probe
+        self._reached: tuple[int, Any, int] | None = None
+        self._trained: list[object] | None = None
         self._closed = False
         self._error: Exception | None = None
         self._epochs: set[int] = set()
@@ -150,6 +163,7 @@ class Capture(keras.callbacks.Callback):  # type: ignore[misc]
                 raise PlanError(
                     "every='epoch' needs fit, which knows epochs; give a number of steps"
                 )
+            check_compiled(model)
             self.set_model(model)
             self._open()
 
@@ -157,11 +171,39 @@ class Capture(keras.callbacks.Callback):  # type: ignore[misc]
         """Begin to capture, or to go on, once everything that fit restores is restored."""
         if self._settings is None or self._closed:
             return
+        if self._engine is not None and self._engine.optimizers != optimizers_in(self.model):
+            self._leave()  # the model was compiled anew
         if self._engine is None:
+            self._move_on()
             self._engine = self._make(
-                self.model, self._settings, step=self._step, probe=self._probe, epochs=self._epochs
+                self.model,
+                self._settings,
+                step=self._first_step(),
+                probe=self._probe,
+                epochs=self._epochs,
             )
         self._engine.install()
+
+    def _move_on(self) -> None:
+        """Take a new run, where layers were frozen or thawed: strips are of the same layers."""
+        before, now = self._trained, trained_in(self.model)
+        self._trained = now
+        if before is not None and now != before and self._settings is not None:
+            say(
+                f"other weights are trained than in {self._settings.run}; "
+                "a new run is made beside it"
+            )
+            self._settings = replace(self._settings, if_exists="new")
+
+    def _first_step(self) -> StepLike:
+        """Return where the run goes on; an optimizer of a model compiled anew counts from 0."""
+        if self._reached is None or callable(self._step):
+            return self._step
+        step, optimizer, counted = self._reached
+        if optimizer is not self.model.optimizer:
+            return step
+        now = steps_counted(optimizer)
+        return None if self._step is None and step == counted else max(0, step + now - counted)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Attach, in the first epoch; and note which step begins an epoch."""
@@ -174,6 +216,8 @@ class Capture(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Record what fit reports of an epoch."""
         self.log(logs)
+        if self._trained == []:
+            self._trained = trained_in(self.model)  # the first batch has built it
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Close the run; what went wrong is logged, and raised by `close`."""
@@ -188,6 +232,8 @@ class Capture(keras.callbacks.Callback):  # type: ignore[misc]
         if engine is None:
             return
         engine.remove()
+        optimizer = optimizers[0] if (optimizers := engine.optimizers) else None
+        self._reached = (engine.agent.state_dict()["step"], optimizer, steps_counted(optimizer))
         if self._settings is not None and engine.agent.path is not None:
             self._settings = replace(self._settings, run=engine.agent.path, if_exists="resume")
         engine.agent.close()
@@ -219,6 +265,19 @@ class Capture(keras.callbacks.Callback):  # type: ignore[misc]
     def image(self, name: str, x: Any, *, layout: str | None = None) -> None:
         """Record an image, or any array, at steps at which frames are due."""
         self._tell(lambda agent: agent.image(name, x, layout=layout))
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the step, for a checkpoint; what the optimizer has counted tells it, too."""
+        if self._engine is not None:
+            return self._engine.agent.state_dict()
+        if self._reached is not None:
+            return {"step": self._reached[0]}
+        return {"step": self._step if isinstance(self._step, int) else 0}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from the step of a checkpoint."""
+        self._step, self._reached = int(state["step"]), None
+        self._tell(lambda agent: agent.load_state_dict(state))
 
     def _tell(self, act: Callable[[Agent], None]) -> None:
         if self._engine is not None:

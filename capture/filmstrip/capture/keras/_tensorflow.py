@@ -51,9 +51,10 @@ class TensorFlowEngine:
         self._single: Callable[[Iterator[Any]], Any] | None = None
         self._captured: Function | None = None
         self._take_over()
+        self.optimizers = optimizers_in(model)
         self.agent = Capture.for_trainer(
             model,
-            optimizers_in(model),
+            self.optimizers,
             settings,
             step=step,
             probe=probe,
@@ -154,6 +155,7 @@ def _train_function(model: keras.Model, window: Window | None) -> Function:
 
     if not model.run_eagerly:
         on_data = tf.function(on_data, reduce_retracing=True, jit_compile=model.jit_compile)
+        on_data._omit_frequent_tracing_warning = True  # of few calls, many are the first of a shape
     on_data = model._autoconvert_optionals(on_data)
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
@@ -162,6 +164,7 @@ def _train_function(model: keras.Model, window: Window | None) -> Function:
 
     if not model.run_eagerly:
         on_batch = tf.function(on_batch, reduce_retracing=True)
+        on_batch._omit_frequent_tracing_warning = True
 
     def function(batch: _Batch) -> Any:
         held = batch.fetch()

@@ -100,7 +100,8 @@ class TorchEngine:
         epochs: Collection[int],
     ) -> None:
         self._model = model
-        self._optimizer = optimizers_in(model)[0]
+        self.optimizers = optimizers_in(model)
+        self._optimizer = self.optimizers[0]
         if getattr(self._optimizer, "gradient_accumulation_steps", None):
             raise UnsupportedModelError(
                 "the optimizer accumulates gradients inside of itself, which capture cannot see on "

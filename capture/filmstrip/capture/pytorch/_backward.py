@@ -75,28 +75,31 @@ class OptimizerTaps:
                 for variable in variables
                 if variable.tensor is not None and variable.tensor.requires_grad
             ]
+        known = {variable.name for _, variable in self._gradients}
+        self._frozen = [v for v in variables if "gradients" in kinds and v.name not in known]
         self._handles: list[RemovableHandle] = []
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[], None] = lambda: None
 
     def _add(self, kind: str, variable: Variable) -> int:
+        self._sites.append(self._site(kind, variable))
+        return len(self._sites) - 1
+
+    def _site(self, kind: str, variable: Variable) -> Site:
         tensor, sharding = variable.tensor, variable.sharding
         assert tensor is not None
         lazy = isinstance(tensor, nn.UninitializedParameter)  # of a shape that a forward pass finds
         local = tensor if sharding is None else local_of(tensor)
-        self._sites.append(
-            Site(
-                kind=kind,
-                layer=variable.name,
-                shape=None if lazy else tuple(local.shape),
-                dtype="" if lazy else str(tensor.dtype).removeprefix("torch."),
-                layout=None if lazy else parameter_layout(variable.module, tensor),
-                original=variable.original,
-                aliases=variable.aliases,
-                piece=None if sharding is None else sharding.piece,
-            )
+        return Site(
+            kind=kind,
+            layer=variable.name,
+            shape=None if lazy else tuple(local.shape),
+            dtype="" if lazy else str(tensor.dtype).removeprefix("torch."),
+            layout=None if lazy else parameter_layout(variable.module, tensor),
+            original=variable.original,
+            aliases=variable.aliases,
+            piece=None if sharding is None else sharding.piece,
         )
-        return len(self._sites) - 1
 
     def sites(self) -> list[Site]:
         """Return the sites of weights and gradients, numbered from 0."""
@@ -163,9 +166,22 @@ class OptimizerTaps:
         if not self._recorder.on:
             return
         self.before()
+        if number in (None, len(self._optimizers) - 1):
+            self._thaw()
         self._take(self._mine(number, self._weights), gradients=False)
         if gradients:
             self._take(self._mine(number, self._gradients), gradients=True)
+
+    def _thaw(self) -> None:
+        """Take gradients of parameters that had none at attach, or say that it is too late."""
+        for variable in list(self._frozen):
+            tensor = variable.tensor
+            if tensor is None or tensor.grad is None:
+                continue
+            number = self._recorder.discover(self._site("gradients", variable))
+            if number is not None:
+                self._frozen.remove(variable)
+                self._gradients.append((number, variable))
 
     def _mine(
         self, number: int | None, sites: Sequence[tuple[int, Variable]]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -14,13 +16,14 @@ from filmstrip.capture._schedule import EVERYTHING, Tiers
 from filmstrip.capture._seams import Site, Watcher
 from filmstrip.capture.pytorch._dynamo import Apart
 from filmstrip.capture.pytorch._layout import Layouts
-from filmstrip.capture.pytorch._model import Layer, enclosing
+from filmstrip.capture.pytorch._model import Layer, at, enclosing
 from filmstrip.capture.pytorch._op import lasting, leave, number, outermost
 from filmstrip.capture.pytorch._probe import Probe, named_leaves
 from filmstrip.capture.pytorch._shards import here
 from filmstrip.capture.pytorch._stage import unreadable
 
 _FAILED, _LOOKING, _LEARNING = range(3)
+_CALL = nn.Module._call_impl.__code__
 _FORWARD = -1  # the graph task of a forward pass; a backward pass that recomputes has another
 
 
@@ -32,6 +35,7 @@ class _Watch:
     sites: dict[tuple[bool, str], int | None] = field(default_factory=dict)
     round: int = -1
     calls: int = 0
+    handle: RemovableHandle | None = None
 
 
 class _Hook:
@@ -116,6 +120,16 @@ def _ordinary() -> bool:
     )
 
 
+def _inside(model: nn.Module) -> bool:
+    """Return whether a call of the model has begun inside of another one."""
+    calls, frame = 0, sys._getframe()
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        if frame.f_code is _CALL and frame.f_locals.get("self") is model:
+            calls += 1
+    return calls > 1
+
+
 def _inert() -> Callable[..., None]:
     return nothing
 
@@ -160,6 +174,7 @@ class ForwardTaps:
         self._layouts = Layouts()
         self._handles: list[RemovableHandle | Apart] = []
         self._probing = False
+        self._lock = threading.RLock()
         self._round = 0
         self._passes = 0
         self._worth = _FAILED  # of the passes of this step
@@ -174,12 +189,27 @@ class ForwardTaps:
         self._handles = [
             Apart(self._root, names, hooks),
             self._root.register_forward_pre_hook(_PassHook(recorder, self._enter, clock)),
-            *(
-                watch.layer.module.register_forward_hook(_OutputHook(recorder, self._take, watch))
-                for watch in self._watches
-            ),
-            self._root.register_forward_hook(_PassHook(recorder, self._leave, clock)),
         ]
+        for watch in self._watches:
+            self._hook(watch)
+        leaving = _PassHook(recorder, self._leave, clock)
+        self._handles.append(self._root.register_forward_hook(leaving))
+
+    def _hook(self, watch: _Watch) -> None:
+        hook = _OutputHook(self._recorder, self._take, watch)
+        watch.handle = watch.layer.module.register_forward_hook(hook)
+
+    def _follow(self) -> None:
+        """Watch what was put in the place of a module, unless that one is a part of it."""
+        for watch in self._watches:
+            module = at(self._root, watch.layer.original)
+            if module is None or module is watch.layer.module:
+                continue
+            if all(part is not watch.layer.module for part in module.modules()):
+                if watch.handle is not None:
+                    watch.handle.remove()
+                watch.layer = replace(watch.layer, module=module)
+                self._hook(watch)
 
     def _enter(self, learns: bool) -> None:
         if self._probing or not _ordinary():
@@ -193,7 +223,14 @@ class ForwardTaps:
             self._recorder.trip("the forward pass could not be followed", error)
 
     def _begin_pass(self, worth: int) -> None:
-        """Count a pass; it takes the place of those that failed or, if it learns, did not learn."""
+        """Count a pass; it takes the place of those that failed or, if it learns, did not learn.
+
+        A call of the model inside of its own forward pass belongs to that.
+        """
+        if self._recorder.on:
+            if self._passes and _inside(self._root):
+                return
+            self._follow()
         least = self._worth if self._micro_batches == "last" else self._worth + 1
         if self._passes and worth >= least:
             self._recorder.forget("activations")
@@ -229,8 +266,9 @@ class ForwardTaps:
 
     def remove(self) -> None:
         """Take the hooks away."""
-        for handle in self._handles:
-            handle.remove()
+        for handle in (*self._handles, *(watch.handle for watch in self._watches)):
+            if handle is not None:
+                handle.remove()
         self._handles = []
 
     def reset(self) -> None:
@@ -248,7 +286,8 @@ class ForwardTaps:
     def _take(self, watch: _Watch, leaves: Iterable[tuple[str, torch.Tensor]]) -> None:
         try:
             if self._wanted():
-                self._take_leaves(watch, leaves)
+                with self._lock:  # modules may run in threads, even one in several
+                    self._take_leaves(watch, leaves)
         except Exception as error:
             self._recorder.trip(f"the output of {watch.layer.name!r} could not be taken", error)
 

@@ -37,11 +37,15 @@ class Variable:
     attribute: str
     aliases: tuple[str, ...]
     sharding: Sharding | None = None
+    root: nn.Module | None = None
 
     @property
     def tensor(self) -> torch.Tensor | None:
-        """The parameter as it is now."""
-        tensor = self.module._parameters.get(self.attribute)
+        """The parameter as it is now, of whatever module is now in the place of its own."""
+        module = None if self.root is None else at(self.root, self.original.rpartition(".")[0])
+        if module is None or self.attribute not in module._parameters:
+            module = self.module  # as where an adapter was put around it
+        tensor = module._parameters.get(self.attribute)
         return tensor if self.sharding is None else self.sharding.current(tensor)
 
 
@@ -119,7 +123,21 @@ def _variables(root: nn.Module) -> Iterator[Variable]:
                 names.setdefault(id(parameter), []).append((name, module, attribute))
     for (name, module, attribute), *others in names.values():
         aliases = tuple(canonical(other) for other, _, _ in others)
-        yield Variable(canonical(name), name, module, attribute, aliases)
+        yield Variable(canonical(name), name, module, attribute, aliases, root=root)
+
+
+def at(root: nn.Module, path: str) -> nn.Module | None:
+    """Return the module that is at a path now, None where there is none.
+
+    Examples
+    --------
+    >>> at(nn.Sequential(nn.ReLU()), "0"), at(nn.ReLU(), ""), at(nn.ReLU(), "0.1")
+    (ReLU(), ReLU(), None)
+    """
+    module: nn.Module | None = root
+    for name in path.split(".") if path else ():
+        module = None if module is None else module._modules.get(name)
+    return module
 
 
 def checked(model: nn.Module) -> nn.Module:

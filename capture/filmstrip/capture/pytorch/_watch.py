@@ -10,13 +10,10 @@ import functools
 import gc
 import logging
 import os
-import signal
-import sys
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,10 +22,9 @@ from torch import nn
 from filmstrip.capture import _report
 from filmstrip.capture._launched import Wishes
 from filmstrip.capture._settings import DEFAULTS, Settings, settle, switched_off
+from filmstrip.capture._unattended import beside_others, close_on_termination
 from filmstrip.capture.pytorch._capture import Capture
-from filmstrip.store.errors import RunExistsError
 
-_LONGEST_CLOSE = 10.0
 _LOGGER = logging.getLogger("filmstrip")
 
 
@@ -73,7 +69,11 @@ class Watch:
 
     def _made(self, optimizer: torch.optim.Optimizer) -> None:
         if self._over:
-            self._wishes.note("later", type(optimizer).__name__)
+            self._wishes.note(
+                "later",
+                f"{type(optimizer).__name__} was made when capture had begun; what it trained was "
+                "followed only where an earlier optimizer stepped, too",
+            )
             return
         self._optimizers.append(weakref.ref(optimizer))
         if self._call is None:
@@ -134,7 +134,7 @@ class Watch:
         if rank == 0:
             _report.say(f"watching {_names(roots)}, trained by {_names(optimizers)}")
         model = roots[0] if len(roots) == 1 else Models(roots)
-        _close_on_termination(self._capture(model, optimizers))
+        close_on_termination(self._capture(model, optimizers)._close_quietly)
         self._wishes.note("attached")
 
     def _capture(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> Capture:
@@ -152,14 +152,7 @@ class Watch:
                 probe=None,
             )
 
-        try:
-            return attach()
-        except RunExistsError:
-            if self._settings.if_exists != "auto":
-                raise
-            if _rank() == 0:
-                _report.say(f"{self._settings.run} is there already; a new run is made beside it")
-            return attach(if_exists="new")
+        return beside_others(attach, self._settings, rank=_rank())
 
 
 class Models(nn.Module):
@@ -316,28 +309,3 @@ def _rank() -> int:
     distributed = torch.distributed
     ready = distributed.is_available() and distributed.is_initialized()
     return distributed.get_rank() if ready else 0
-
-
-def _close_on_termination(capture: Capture) -> None:
-    """Close capture when the process is told to end, and let it end as it would have done.
-
-    The interpreter ends at once then, and in processes of `multiprocessing` without what `atexit`
-    knows. Closing is left to a thread: the one interrupted may hold a lock that closing needs.
-    """
-    if "multiprocessing" in sys.modules:
-        from multiprocessing import util
-
-        util.Finalize(None, capture._close_quietly, exitpriority=0)
-    if threading.current_thread() is not threading.main_thread():
-        return
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        return
-
-    def ended(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        closing = threading.Thread(target=capture._close_quietly, daemon=True)
-        closing.start()
-        closing.join(_LONGEST_CLOSE)
-        signal.raise_signal(number)
-
-    signal.signal(signal.SIGTERM, ended)

@@ -39,7 +39,7 @@ class Probe:
     def __init__(self, inputs: ProbeLike, model: Any) -> None:
         self._model = model
         try:
-            self._inputs = tf.nest.map_structure(tf.convert_to_tensor, inputs)
+            self._inputs = tf.nest.map_structure(_numbers, inputs)
         except (TypeError, ValueError) as error:
             raise PlanError(
                 f"probe is a {type(inputs).__name__} that cannot be given to a model: {error}; "
@@ -67,6 +67,13 @@ class Probe:
             call(*self._inputs)
         else:
             call(self._inputs)
+
+
+def _numbers(array: Any) -> Any:
+    tensor = tf.convert_to_tensor(array)
+    if tensor.dtype == tf.string:
+        raise TypeError("text is not kept")
+    return tensor
 
 
 def _converted(call: Any) -> Any:

@@ -279,10 +279,10 @@ def _preceded(optimizer: Any, act: Callable[..., None]) -> Iterator[None]:
     name = method_of(optimizer)
     before = getattr(optimizer, name)
 
-    again = _unconverted(_again)
+    repeatable = _unconverted(twice)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = again(args, kwargs)
+        args, kwargs = repeatable(args, kwargs)
         act(optimizer, before, *args, **kwargs)
         return before(*args, **kwargs)
 
@@ -293,7 +293,7 @@ def _preceded(optimizer: Any, act: Callable[..., None]) -> Iterator[None]:
         object.__delattr__(optimizer, name)
 
 
-def _again(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def twice(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return arguments that can be gone through twice."""
 
     def again(given: Any) -> Any:
