@@ -153,12 +153,12 @@ class Capture(keras.callbacks.Callback):  # type: ignore[misc]
         self._error: Exception | None = None
         self._epochs: set[int] = set()
         self._settings: Settings | None = None
-        self._asked = ""
+        self._named = ""
         on = code["enabled"] is None or read_flag("enabled", code["enabled"])
         if not on or switched_off(os.environ):
             return
         self._settings = settle(code, plan=plan, environment=os.environ, command=command)
-        self._asked = self._settings.run
+        self._named = self._settings.run
         self._make = _engine_of_backend()
         if model is not None:
             if self._settings.every == EPOCH:
@@ -195,7 +195,7 @@ class Capture(keras.callbacks.Callback):  # type: ignore[misc]
                 f"other weights are trained than in {self._settings.run}; "
                 "a new run is made beside it"
             )
-            self._settings = replace(self._settings, run=self._asked, if_exists="new")
+            self._settings = replace(self._settings, run=self._named, if_exists="new")
 
     def _first_step(self) -> StepLike:
         """Return where the run goes on; an optimizer of a model compiled anew counts from 0."""
