@@ -6,9 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from filmstrip.capture.tensorflow._sessions import CaptureHook, capture_session
-
     from filmstrip.capture.tensorflow._capture import Capture
+    from filmstrip.capture.tensorflow._sessions import CaptureHook, capture_session
 
 _WHERE = {"Capture": "_capture", "CaptureHook": "_sessions", "capture_session": "_sessions"}
 
