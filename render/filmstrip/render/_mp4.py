@@ -34,7 +34,7 @@ def find_ffmpeg() -> str:
         If imageio-ffmpeg is not installed, or brings no ffmpeg for this machine.
     """
     try:
-        import imageio_ffmpeg  # type: ignore[import-untyped]  # publishes no types
+        import imageio_ffmpeg  # publishes no types
 
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except (ImportError, RuntimeError) as error:
