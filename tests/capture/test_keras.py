@@ -379,11 +379,10 @@ def test_there_is_one_more_trace_and_memory_stays(run: str) -> None:
     assert len(open_run(run).steps("weights")) == 90
 
 
-@pytest.mark.parametrize("keywords", [EAGER, GRAPH], ids=["eager", "graph"])
 def test_a_full_disk_ends_capture_and_not_training(
-    run: str, monkeypatch: pytest.MonkeyPatch, keywords: dict[str, Any]
+    run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = fit(compiled(network(), **keywords))
+    plain = fit(compiled(network(), **GRAPH))
     full = [False]
 
     def unless_full(write: Any) -> Any:
@@ -398,7 +397,7 @@ def test_a_full_disk_ends_capture_and_not_training(
     monkeypatch.setattr(os, "pwritev", unless_full(os.pwritev))
     capture = Capture(run, every=1)
     captured = fit(
-        compiled(network(), **keywords), [capture], after=lambda n: full.__setitem__(0, n >= 4)
+        compiled(network(), **GRAPH), [capture], after=lambda n: full.__setitem__(0, n >= 4)
     )
     full[0] = False
     with pytest.raises(CaptureError, match="No space left on device"):
@@ -476,19 +475,6 @@ def test_an_error_of_the_users_own_is_theirs(run: str) -> None:
     model.layers[-1].call = wrong
     with pytest.raises(ValueError, match="a mistake of my own"):
         fit(model, [Capture(run)])
-
-
-def test_a_dry_run_prints_the_table_and_writes_nothing(
-    run: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plain = fit(compiled(network(), **EAGER))
-    captured = fit(compiled(network(), **EAGER), [Capture(run, every=1, dry_run=True)])
-
-    said = capsys.readouterr().err
-    assert "weights      conv1.kernel" in said
-    assert "dry run: nothing is written" in said
-    assert captured == plain
-    assert not Path(run).exists()
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_a_sequence_model_with_loops_masks_and_shared_layers_is_the_same_to_the_
         optimizer = keras.optimizers.Adam(
             0.01, use_ema=True, weight_decay=0.01, global_clipnorm=0.5
         )
-        model.compile(optimizer, losses, jit_compile=False)
+        model.compile(optimizer, losses, **EAGER)
         x = np.random.default_rng(0).integers(0, 20, (12, 6))
         y = {"a": x[:, 0] % 3, "b": x[:, :1] / 20}
         weights = {"a": np.linspace(0, 1, 12), "b": np.ones(12)}

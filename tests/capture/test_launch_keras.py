@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from capture.launching import CAPTURE, SCRIPTS, Ended, captured, ended, started
 
-from filmstrip.store import open_run
+from filmstrip.store import create_run, open_run
 
 pytestmark = pytest.mark.slow
 Script = Callable[[str], list[str]]
@@ -199,11 +199,11 @@ except ValueError as error:
 
     (Path(run) / "mine").unlink()
     Path(run).rmdir()
+    with create_run(run):
+        pass
     second = captured(run, "--every", "1", command=code(text))
+    assert "a new run is made beside it" in second.err
     assert spoken(second.err)[-1] == "filmstrip: second was trained, too, but not captured"
-    assert open_run(run).steps("weights").tolist() == [0, 1, 2, 3]
-    third = captured(run, "--every", "1", command=code(text))
-    assert "a new run is made beside it" in third.err
     assert open_run(run.replace(".zarr", "-2.zarr")).steps("weights").tolist() == [0, 1, 2, 3]
 
 
