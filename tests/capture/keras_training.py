@@ -14,6 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.datasets import load_digits
 
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    # Sums that several threads share end differently, now and then, with nobody looking.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+
 L = keras.layers
 Array = npt.NDArray[Any]
 

@@ -314,7 +314,7 @@ def test_capture_that_is_off_in_the_environment_is_off(run: str) -> None:
 def test_the_search_path_and_a_sitecustomize_of_the_users_own_stay_what_they_are(
     run: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text("print('mine', __name__)")
+    (tmp_path / "sitecustomize.py").write_text("print('mine', __name__, flush=True)")
     show = code("import sys, sitecustomize; print(sitecustomize.__file__, *sys.path, sep='\\n')")
     path = {"PYTHONPATH": f"{tmp_path}:{':'.join(sys.path)}"}
     plain, under = ended(started(show, **path)), captured(run, command=show, **path)

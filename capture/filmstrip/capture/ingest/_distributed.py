@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Sequence
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,21 @@ class _Reader(pickle.Unpickler):
     """Makes what an index is made of, and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not dtype and name not in _HARMLESS.get(module, ()):
             raise ValueError(
                 f"its index holds {module}.{name}, and loading that could run anything"
             )
         return super().find_class(module, name)
+
+
+def _member(owner: object, name: str) -> Enum:
+    """Return a member of an enumeration, which Python before 3.11.4 pickles as its attribute."""
+    if not isinstance(owner, type) or not issubclass(owner, Enum):
+        raise ValueError(f"its index takes {name!r} of something, and that could run anything")  # noqa: TRY004
+    return owner[name]
 
 
 def read(parts: Sequence[Path], checkpoint: Checkpoint) -> None:
