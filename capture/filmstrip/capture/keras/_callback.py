@@ -233,12 +233,14 @@ class Capture(keras.callbacks.Callback):  # type: ignore[misc]
         engine, self._engine = self._engine, None
         if engine is None:
             return
-        engine.remove()
-        optimizer = optimizers[0] if (optimizers := engine.optimizers) else None
-        self._reached = (engine.agent.state_dict()["step"], optimizer, steps_counted(optimizer))
-        if self._settings is not None and engine.agent.path is not None:
-            self._settings = replace(self._settings, run=engine.agent.path, if_exists="resume")
-        engine.agent.close()
+        try:
+            engine.remove()
+            optimizer = optimizers[0] if (optimizers := engine.optimizers) else None
+            self._reached = (engine.agent.state_dict()["step"], optimizer, steps_counted(optimizer))
+            if self._settings is not None and engine.agent.path is not None:
+                self._settings = replace(self._settings, run=engine.agent.path, if_exists="resume")
+        finally:
+            engine.agent.close()
 
     @property
     def path(self) -> str | None:

@@ -34,7 +34,7 @@ def optimizers_in(model: keras.Model) -> list[Any]:
 
 def steps_counted(optimizer: Any) -> int:
     """Return the steps that an optimizer has counted."""
-    return 0 if optimizer is None else int(keras.ops.convert_to_numpy(optimizer.iterations))
+    return 0 if optimizer is None else int(optimizer.iterations.value)
 
 
 def trained_in(model: keras.Model) -> list[object]:
