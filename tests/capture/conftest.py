@@ -49,6 +49,17 @@ def trained() -> Callable[[], Trained]:
 
 
 @pytest.fixture
+def graph_optimizer() -> Iterator[None]:
+    """Let TensorFlow optimize graphs, as it does outside of these tests."""
+    import tensorflow as tf
+
+    options = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+    yield
+    tf.config.optimizer.set_experimental_options(options)
+
+
+@pytest.fixture
 def run(tmp_path: Path) -> str:
     """Return the path of a run that does not exist yet."""
     return str(tmp_path / "run.zarr")

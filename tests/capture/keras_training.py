@@ -17,8 +17,10 @@ from sklearn.datasets import load_digits
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
-    # Sums that several threads share end differently, now and then, with nobody looking.
+    # Sums that several threads share end differently, now and then, with nobody looking; and what
+    # the graph optimizer joins depends on what else is fetched. Both off, bits can be compared.
     tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 L = keras.layers
 Array = npt.NDArray[Any]

@@ -47,9 +47,12 @@ def test_training_has_the_same_bits_with_and_without_capture(
     assert opened.steps("gradients").tolist() == [0, 2, 4, 6, 8, 10]
 
 
-def test_compiled_training_is_within_rounding(run: str) -> None:
-    plain = fit(compiled(network(), "sgd", jit_compile=True))
-    captured = fit(compiled(network(), "sgd", jit_compile=True), [Capture(run, every=2)])
+@pytest.mark.parametrize("keywords", [GRAPH, {"jit_compile": True}], ids=["graph", "xla"])
+def test_optimized_training_is_within_rounding(
+    run: str, keywords: dict[str, Any], graph_optimizer: None
+) -> None:
+    plain = fit(compiled(network(), "sgd", **keywords))
+    captured = fit(compiled(network(), "sgd", **keywords), [Capture(run, every=2)])
 
     assert captured.distance(plain) < 1e-5
     assert open_run(run).steps("activations").tolist() == [0, 2, 4, 6, 8, 10]

@@ -78,9 +78,10 @@ def test_a_loop_has_the_same_bits_with_and_without_capture(run: str, way: str) -
     np.testing.assert_array_equal(opened.images["x"].frame(4), digits()[0][4, ..., 0])
 
 
-def test_a_compiled_loop_is_within_rounding(run: str) -> None:
-    losses, weights, _ = loop(WAYS["xla"])
-    captured_losses, captured_weights, _ = loop(WAYS["xla"], run=run, every=2)
+@pytest.mark.parametrize("way", ["graph", "xla"])
+def test_an_optimized_loop_is_within_rounding(run: str, way: str, graph_optimizer: None) -> None:
+    losses, weights, _ = loop(WAYS[way])
+    captured_losses, captured_weights, _ = loop(WAYS[way], run=run, every=2)
 
     np.testing.assert_allclose(captured_losses, losses, rtol=1e-5)
     for captured, plain in zip(captured_weights, weights, strict=True):
