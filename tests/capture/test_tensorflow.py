@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -316,10 +317,14 @@ def test_only_the_first_worker_writes(run: str, monkeypatch: pytest.MonkeyPatch)
     task = {"type": "worker", "index": 1}
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": task}))
     tower = Tower()
-    capture = Capture(tower, run=run, every=1)
-    function = tf.function(tower)
+    x = tf.ones((2, 3))
+    with Capture(tower, run=run, every=1) as capture:
+        step = capture.wrap(tf.function(tower))
+        np.testing.assert_array_equal(step(x), tower(x))
+        capture.log(loss=1)
+        assert not capture.enabled
 
-    assert capture.wrap(function) is function
+    np.testing.assert_array_equal(step(x), tower(x))
     assert not Path(run).exists()
 
 
@@ -416,6 +421,91 @@ def test_of_several_replicas_the_first_is_kept_and_gradients_are_summed(run: str
     )
 
     assert done.stdout.endswith("done\n"), done.stderr
+
+
+WORKER = """
+import os, sys
+import keras
+import numpy as np
+import tensorflow as tf
+
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+from filmstrip.capture.tensorflow import Capture
+
+x = np.random.default_rng(0).normal(size=(48, 3)).astype("f")
+
+class Net(tf.Module):
+    def __init__(self):
+        super().__init__()
+        self.kernel = tf.Variable(tf.ones((3, 2)), name="kernel")
+
+    def __call__(self, x):
+        return tf.matmul(x, self.kernel)
+
+def train(path):
+    with strategy.scope():
+        model, optimizer = Net(), keras.optimizers.SGD(0.5)
+        optimizer.build([model.kernel])
+
+    def replica(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(x)) / 8
+        weights = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, weights), weights)
+
+    step = tf.function(lambda x: strategy.run(replica, args=(x,)))
+    data = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(x).batch(8))
+    if path is None:
+        for batch in data:
+            step(batch)
+        return model.kernel.numpy()
+    with Capture(model, optimizer, path, every=2, samples=8, on_pressure="block") as cap:
+        step = cap.wrap(step)
+        for number, batch in enumerate(data):
+            if number == 4 and '"index":0' in os.environ["TF_CONFIG"]:
+                cap.pause()  # on one of two workers, as when its disk is full
+            step(batch)
+    return model.kernel.numpy()
+
+plain, captured = train(None), train(sys.argv[1])
+assert np.array_equal(plain, captured), (plain, captured)
+print("done")
+"""
+
+
+def test_workers_that_train_together_go_through_the_same_graphs(run: str) -> None:
+    with socket.socket() as one, socket.socket() as two:
+        for each in (one, two):
+            each.bind(("127.0.0.1", 0))
+        workers = [f"127.0.0.1:{each.getsockname()[1]}" for each in (one, two)]
+    path = os.pathsep.join(filter(None, sys.path))
+    processes = []
+    for index in (0, 1):
+        task = {"type": "worker", "index": index}
+        told = json.dumps({"cluster": {"worker": workers}, "task": task}, separators=(",", ":"))
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", WORKER, run],
+                env={**os.environ, "PYTHONPATH": path, "TF_CONFIG": told},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        ended = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+    assert [out for out, _ in ended] == ["done\n"] * 2, ended
+    opened = open_run(run)
+    assert opened.steps("gradients").tolist() == [0, 2]
+    x = np.random.default_rng(0).normal(size=(48, 3)).astype("f")
+    gradients = opened.gradients["kernel"]
+    for step in (0, 2):  # those of both workers, added up
+        expected = x[8 * step : 8 * step + 8].sum(0) / 8
+        np.testing.assert_allclose(gradients.frame(step)[:, 0], expected, rtol=1e-5)
 
 
 def old_graph() -> tuple[Any, Any, Any, Any]:

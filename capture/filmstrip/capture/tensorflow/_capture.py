@@ -191,7 +191,7 @@ class Capture(Agent):
         from filmstrip.capture.tensorflow._images import whole_frame
         from filmstrip.capture.tensorflow._model import select_built, select_layers
         from filmstrip.capture.tensorflow._probe import Probe
-        from filmstrip.capture.tensorflow._ranks import check_settings, ranks_here
+        from filmstrip.capture.tensorflow._ranks import Bystander, check_settings, ranks_here
         from filmstrip.capture.tensorflow._stage import DryStage, HeldStage
         from filmstrip.capture.tensorflow._steps import Steps
         from filmstrip.capture.tensorflow._taps import Taps
@@ -201,24 +201,25 @@ class Capture(Agent):
         optimizers = _gradients.optimizers_of(optimizer)
         step = _gradients.first_step(optimizers) if step is None else checked_step(step)
         selection = select_built(model, settings)
-        if rank != 0:
-            return
         self._probe = None if probe is None else Probe(probe, model)
-        stage = DryStage() if settings.dry_run else HeldStage()
-        session: Session[Any] = Session(
-            settings,
-            stage=stage,
-            framework=framework,
-            first_step=int(step()) if callable(step) else step,
-            company=Company(ranks=ranks),
-            epochs=epochs,
-        )
+        stage = DryStage() if rank or settings.dry_run else HeldStage()
+        session: Session[Any] | None = None
+        if rank == 0:
+            session = Session(
+                settings,
+                stage=stage,
+                framework=framework,
+                first_step=int(step()) if callable(step) else step,
+                company=Company(ranks=ranks),
+                epochs=epochs,
+            )
+        bystander = Bystander()
         self._taps = Taps(
             selection,
             lambda: select_layers(model, settings),
             optimizers,
             kinds=settings.kinds,
-            failed=session.recorder.trip,
+            failed=(session.recorder if session else bystander).trip,
         )
         self._steps = Steps(
             self._taps,
@@ -228,7 +229,12 @@ class Capture(Agent):
             parts=_gradients.accumulates(optimizers),
             part=_gradients.part_of(optimizers),
             probed=probe is not None,
+            together=ranks > 1,
         )
+        self._attached = True
+        if session is None:
+            self._steps.install(bystander)
+            return
         self._session = session
         self._images = ImageShelf(session, whole_frame)
         layers = {
@@ -284,7 +290,7 @@ class Capture(Agent):
         PlanError
             If one was wrapped before.
         """
-        if self._session is None:
+        if not self._attached:
             return function
         if self._wrapped:
             raise PlanError(
@@ -304,7 +310,19 @@ class Capture(Agent):
 
         return step
 
-    _wrapped = False
+    def close(self) -> None:
+        """Write what is pending and close the run; a second call does nothing.
+
+        Raises
+        ------
+        CaptureError
+            If something was lost that capture had promised to keep.
+        """
+        if self._attached and self._session is None:
+            self._steps.remove()
+        super().close()
+
+    _attached = _wrapped = False
 
     def _complain(self) -> None:
         if self._session is not None:

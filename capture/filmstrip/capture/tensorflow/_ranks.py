@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
+from filmstrip.capture._schedule import NOTHING
+from filmstrip.capture._seams import Site
 from filmstrip.capture._settings import Settings
 from filmstrip.capture.errors import PlanError
 
@@ -23,6 +26,36 @@ def ranks_here() -> tuple[int, int]:
         return first + int(task.get("index", 0)), max(ranks, 1)
     except (ValueError, AttributeError, TypeError):
         return 0, 1
+
+
+class Bystander:
+    """What the steps of a worker drive that records nothing, but has to run what the others do."""
+
+    on = paused = surveying = False
+    step = 0
+    tiers = NOTHING
+
+    def begin(self, step: int) -> None:
+        """Take nothing of a step."""
+        self.on = False
+
+    def discover(self, site: Site) -> None:
+        """Know no site."""
+
+    def take(self, site: int, tensor: Any) -> None:
+        """Take nothing."""
+
+    def forget(self, kind: str) -> None:
+        """Hold nothing."""
+
+    def skip(self, site: int, reason: str) -> None:
+        """Leave nothing out."""
+
+    def trip(self, where: str, error: Exception) -> None:
+        """Say nothing: the first worker does."""
+
+    def end(self) -> None:
+        """Write nothing."""
 
 
 def check_settings(settings: Settings, *, ranks: int) -> None:

@@ -37,6 +37,9 @@ class Steps:
         Calls that make one step of the optimizer, and how many of them were made before.
     probed : bool
         Whether a probe gives the frames of activations.
+    together : bool
+        Whether several workers train together. Their collectives must be those of the same graph,
+        so that steps have taps by the schedule alone, whatever a worker can record.
     """
 
     def __init__(
@@ -49,10 +52,12 @@ class Steps:
         parts: int = 1,
         part: int = 0,
         probed: bool = False,
+        together: bool = False,
     ) -> None:
         self._taps, self._stage, self._settings = taps, stage, settings
         self._step, self._parts, self._probed = step, parts, probed
         self._part = part
+        self._schedule = settings.schedule if together else None
         self._sites: dict[tuple[Point, int], int | None] = {}
         self._names: set[tuple[bool, str]] = set()
         self._layouts = Layouts()
@@ -93,7 +98,7 @@ class Steps:
             self.clock.enter()
         tensors: Mapping[int, Any] = {}
         try:
-            if self._recorder.on and not self._given_up and self._has_part():
+            if self._wanted():
                 result, tensors = self._try(plain, captured)
             else:
                 result = plain()
@@ -101,7 +106,8 @@ class Steps:
             self.clock.entered = False  # there was no such step
             raise
         try:
-            self._take(tensors)
+            if self._recorder.on:
+                self._take(tensors)
         except Exception as error:
             self._recorder.trip("what a step did could not be taken", error)
         self._part = (self._part + 1) % self._parts
@@ -118,6 +124,11 @@ class Steps:
         """Note that steps were run elsewhere, of which nothing was due."""
         for _ in range(steps):
             self.clock.advance()
+
+    def _wanted(self) -> bool:
+        """Return whether this part of a step is run with taps."""
+        on = any(self._schedule.due(self.clock.step)) if self._schedule else self._recorder.on
+        return on and not self._given_up and self._has_part()
 
     def _has_part(self) -> bool:
         """Return whether something is taken from this part of a step; the last has gradients."""
