@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -12,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from filmstrip.render._array_source import ArraySource
 from filmstrip.render._counting import counts_of_frames
 from filmstrip.render._density import density_counts, edges_between, monotone
+from filmstrip.render._histogram_views import edges_of
 from filmstrip.render._spec import HistogramSpec
 from filmstrip.store import bit_histogram
 
@@ -115,3 +118,12 @@ def test_an_array_over_steps_is_counted_step_by_step() -> None:
 
     assert counts.steps.tolist() == [0, 1, 2]
     assert counts.minimum.tolist() == [0.0, 6.0, 12.0]
+
+
+@pytest.mark.parametrize("view", ["single", "ridge", "heatmap"])
+def test_an_only_value_is_in_the_middle_of_a_bin(view: Any) -> None:
+    counts = counts_of_frames(lambda step: np.full(9, 3.5, np.float32), [0, 1], available=2)
+    edges = edges_of(counts, HistogramSpec(layer="fc", view=view))
+
+    middle = np.searchsorted(edges, 3.5) - 1
+    assert edges[middle : middle + 2].mean() == pytest.approx(3.5)

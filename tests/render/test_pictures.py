@@ -372,6 +372,17 @@ def test_smoothing_is_the_debiased_average() -> None:
     assert np.isnan(smooth(x, 0.6)[1])
 
 
+def test_a_curve_of_a_runs_numbers_has_their_name(tmp_path: Path) -> None:
+    with create_run(tmp_path / "run.zarr") as run:
+        for step in range(3):
+            run.log(step, {"train/loss": 1 / (step + 1)})
+
+    scalars = open_run(tmp_path / "run.zarr").scalars
+    assert scalars["train/loss"].name == scalars["train.loss"].name == "train/loss"
+    figure = render.curve(scalars["train/loss"]).figure
+    assert "train/loss" in {text.get_text() for text in figure.texts + figure.axes[0].texts}
+
+
 def test_a_curve_that_has_nothing_to_show_is_refused() -> None:
     with pytest.raises(SourceError, match="no finite"):
         render.curve([np.nan, np.inf])

@@ -183,4 +183,5 @@ def lines_of(x: object, label: str = "") -> list[Line]:
         )
     if np.iscomplexobj(values) or np.iscomplexobj(steps) or not np.isfinite(steps).all():
         raise SpecError("a curve needs real values at finite steps")
+    label = label or str(getattr(x, "name", None) or "")
     return [Line(label, steps.astype(np.float64), values.astype(np.float64))]

@@ -71,6 +71,8 @@ def edges_of(counts: Counts, spec: HistogramSpec) -> npt.NDArray[np.float64]:
         low, high = float(np.nanmin(counts.minimum)), float(np.nanmax(counts.maximum))
     if spec.bins is None and spec.view != "distribution":
         bins = min(bins, _FINER * told_apart(low, high))
+        if low == high:
+            bins |= 1  # an only value is in the middle of a bin
     return edges_between(low, high, bins, spec.bin_scale)
 
 

@@ -55,18 +55,16 @@ class Scalars(Mapping[str, Series]):
 
     def __getitem__(self, name: str) -> Series:
         names = self._names()
-        array = names.get(name)
-        if array is None:  # `train/loss` and `train.loss` are one name
-            array = {canonical(original): array for original, array in names.items()}.get(
-                canonical(name)
-            )
-        if array is None:
+        found: str | None = name
+        if name not in names:  # `train/loss` and `train.loss` are one name
+            found = {canonical(original): original for original in names}.get(canonical(name))
+        if found is None:
             raise LayerNotFoundError(
                 name,
                 f"the {self._kind} of {self._run.name}",
                 nearest_names(name, list(names)),
             )
-        return self._run.view(self._kind).series(array)
+        return Series.named(found, *self._run.view(self._kind).series(names[found]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names())

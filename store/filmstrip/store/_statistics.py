@@ -143,7 +143,7 @@ class Statistics:
         if name not in STATISTICS and name not in DERIVED:
             raise StatisticNotFoundError(name, [*STATISTICS, *DERIVED])
         steps, values = self.values(layer)
-        return Series(steps, derive(values, name))
+        return Series.named(f"{layer} · {name}", steps, derive(values, name))
 
     def range(self, layer: str) -> tuple[float, float]:
         """Return the extremes of a layer's finite values over all steps, NaN without any."""

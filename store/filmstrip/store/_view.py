@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,12 @@ from filmstrip.store.errors import FormatError
 Steps = npt.NDArray[np.int64]
 
 
-class Series(NamedTuple):
+class _Pair(NamedTuple):
+    steps: Steps
+    values: npt.NDArray[Any]
+
+
+class Series(_Pair):
     """Values over steps.
 
     Attributes
@@ -26,10 +31,22 @@ class Series(NamedTuple):
         Optimizer steps, ascending.
     values : ndarray, shape (n_steps,)
         One value a step.
+    name : str
+        What they are values of, empty when nobody said.
+
+    Examples
+    --------
+    >>> steps, values = Series.named("loss", np.arange(2), np.ones(2))
     """
 
-    steps: Steps
-    values: npt.NDArray[Any]
+    name = ""
+
+    @classmethod
+    def named(cls, name: str, steps: Steps, values: npt.NDArray[Any]) -> Self:
+        """Return values with the name of what they are values of."""
+        series = cls(steps, values)
+        series.name = name
+        return series
 
 
 class GroupView:
