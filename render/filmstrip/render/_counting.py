@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from filmstrip.render._density import Counts
+from filmstrip.render._density import ZERO_BINS, Counts
 from filmstrip.render._picks import evenly
 from filmstrip.store import STATISTICS, bin_edges, bit_histogram, summarize
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["counts_of_frames", "limit_steps", "within"]
 
-_Ends: TypeAlias = tuple[float, float, int]
+_Ends: TypeAlias = tuple[float, float]
 
 _READERS: Final = 2
 MOST_STEPS: Final = {"single": 1, "overlay": 8, "ridge": 30, "heatmap": 400, "distribution": 2000}
@@ -62,6 +62,7 @@ def counts_of_frames(
 
     bits: list[npt.NDArray[np.uint64]] = []
     ends: list[_Ends] = []
+    zeros: list[int] = []
     with ThreadPoolExecutor(_READERS) as readers:
         left = iter(steps)
         ahead = deque(readers.submit(look, step) for step in islice(left, _READERS))
@@ -70,23 +71,24 @@ def counts_of_frames(
             ahead.extend(readers.submit(look, step) for step in islice(left, 1))
             bits.append(bit_histogram(values))
             ends.append(found)
-    low, high, zeros = np.array(ends).T
+            zeros.append(int(np.count_nonzero(values == 0)) if bits[-1][ZERO_BINS].any() else 0)
+    low, high = np.array(ends).T
     return Counts(
         steps=np.asarray(steps, np.int64),
         bits=np.stack(bits),
         minimum=within(low),
         maximum=within(high),
-        zeros=zeros.astype(np.int64),
+        zeros=np.asarray(zeros, np.int64),
         available=available,
         stored=False,
     )
 
 
 def _ends(values: npt.NDArray[Any]) -> _Ends:
-    """Smallest and largest finite value, and how many are exactly zero."""
+    """Smallest and largest finite value."""
     if values.size:
         low, high = float(values.min()), float(values.max())
         if math.isfinite(low) and math.isfinite(high):
-            return low, high, values.size - int(np.count_nonzero(values))
+            return low, high
     known = dict(zip(STATISTICS, summarize(values).tolist(), strict=True))
-    return known["min"], known["max"], int(known["zeros"])
+    return known["min"], known["max"]

@@ -20,11 +20,11 @@ from filmstrip.store import BINS, bin_edges
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Counts", "density_counts", "edges_between", "monotone"]
+__all__ = ["ZERO_BINS", "Counts", "density_counts", "edges_between", "monotone"]
 
 _BESIDE: Final = (BINS - (len(bin_edges()) - 1)) // 2  # bins for NaN and infinity, each side
 _FINITE: Final = slice(_BESIDE, BINS - _BESIDE)
-_ZERO: Final = slice(2047, 2049)
+ZERO_BINS: Final = slice(2047, 2049)  # of −0 and +0
 _LEAST: Final = 2.0**-20
 _NARROWEST: Final = 1e-44  # about the least float32; nothing less can be told apart
 _TINY: Final = 1e-42  # far less than the first bin beside zero
@@ -146,7 +146,7 @@ def density_counts(
         bits = counts.bits[row].astype(np.float64)
         exact = float(counts.zeros[row])
         # Zeros sit in the bins of -0 and +0, beside denormals that are kept.
-        for one in (_ZERO.start, _ZERO.stop - 1):
+        for one in (ZERO_BINS.start, ZERO_BINS.stop - 1):
             gone = min(bits[one], exact)
             bits[one] -= gone
             exact -= gone

@@ -54,24 +54,31 @@ def bit_histogram(values: npt.ArrayLike) -> Counts:
     flat = array.reshape(-1)
     raw = np.zeros(BINS, np.int64)
     for start in range(0, flat.size, _PIECE):
-        raw += np.bincount(_codes(flat[start : start + _PIECE]), minlength=BINS)
+        raw += _counted(_single(flat[start : start + _PIECE]))
     return ascending(raw)
 
 
-def _codes(piece: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
-    if piece.dtype != np.float32:
-        with np.errstate(over="ignore"):
-            single = piece.astype(np.float32)
-        overflown = np.isinf(single) & np.isfinite(piece)
-        if overflown.any():
-            largest = np.finfo(np.float32).max
-            single[overflown] = np.copysign(largest, single[overflown])
-        piece = single
-    codes = (np.ascontiguousarray(piece).view(np.uint16)[1::2] >> 4).astype(np.uint16)
-    if (codes & 0x7F8 == _INFINITE).any():  # some are not finite: a NaN must not pass for infinity
-        bits = np.where(np.isnan(piece), _CANONICAL_NAN, piece.view(np.uint32))
-        codes = (bits >> _SHIFT).astype(np.uint16)
-    return codes
+def _single(piece: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Cast to float32; finite values that overflow become the largest finite ones."""
+    if piece.dtype == np.float32:
+        return np.ascontiguousarray(piece)
+    with np.errstate(over="ignore"):
+        single = piece.astype(np.float32)
+    overflown = np.isinf(single) & np.isfinite(piece)
+    if overflown.any():
+        largest = np.finfo(np.float32).max
+        single[overflown] = np.copysign(largest, single[overflown])
+    return single
+
+
+def _counted(single: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Count values by bit pattern."""
+    bits = single.view(np.uint32)
+    raw = np.bincount(bits >> _SHIFT, minlength=BINS)
+    if raw.reshape(2, _HALF)[:, _INFINITE:].any():  # a NaN must not pass for an infinity
+        bits = np.where(np.isnan(single), _CANONICAL_NAN, bits)
+        raw = np.bincount(bits >> _SHIFT, minlength=BINS)
+    return raw
 
 
 def ascending(raw: npt.NDArray[Any]) -> Counts:
