@@ -189,11 +189,12 @@ def _margins(
 ) -> list[Patch]:
     """Bars of the root mean squares: columns above the plane, rows to its right."""
     length = ruler(_RMS)
+    squarable, largest = _squarable(values)
     patches = []
     columns = (0, plan.factors[1], plan.zoom_x, shape[1])
     rows = (1, plan.factors[0], plan.zoom_y, shape[0])
     for axis, factor, zoom, pixels in (columns, rows):
-        rms = _root_mean_squares(values, axis)
+        rms = _root_mean_squares(squarable, axis) / largest
         # The hottest of those that share a pixel, since a mean would hide it.
         rms = np.maximum.reduceat(rms, np.arange(0, len(rms), factor)).repeat(zoom)
         top_value = float(rms.max()) or 1.0
@@ -207,16 +208,22 @@ def _margins(
     return patches
 
 
-def _root_mean_squares(
-    values: npt.NDArray[np.floating[Any]], axis: int
-) -> npt.NDArray[np.floating[Any]]:
-    """Root mean squares along an axis, in units of the largest value; no number counts as zero."""
+def _squarable(
+    values: npt.NDArray[np.floating[Any]],
+) -> tuple[npt.NDArray[np.floating[Any]], float]:
+    """Return values whose squares are finite, no number being zero, and the largest of them."""
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
         values = np.where(np.isfinite(values), values, 0)
         low, high = float(values.min()), float(values.max())
     largest = max(abs(low), abs(high)) or 1.0
-    if not _LEAST < largest < 1 / _LEAST:  # else squares would overflow, or vanish
-        values, largest = (values / largest).astype(np.float64), 1.0
+    if _LEAST < largest < 1 / _LEAST:
+        return values, largest
+    return (values / largest).astype(np.float64), 1.0
+
+
+def _root_mean_squares(
+    values: npt.NDArray[np.floating[Any]], axis: int
+) -> npt.NDArray[np.floating[Any]]:
     sums = np.einsum("ij,ij->j" if axis == 0 else "ij,ij->i", values, values)
-    return np.asarray(np.sqrt(sums / values.shape[axis]) / largest)
+    return np.asarray(np.sqrt(sums / values.shape[axis]))

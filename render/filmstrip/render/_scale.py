@@ -22,6 +22,7 @@ CLIP: Final = 0.999
 _WHOLE_RUN: Final = "scale of the whole run"
 _SAMPLED: Final = 0.99  # quantile, of every so many values
 _EVERY: Final = 64
+_PIECE: Final = 1 << 16  # values at a time, which stay in the cache
 _TOO_FEW: Final = 10_000  # values; of fewer, the quantile would cut a handful of good ones
 _SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -205,19 +206,26 @@ def _clipped(values: npt.NDArray[np.floating[Any]], top: float) -> float:
     """99.9 % quantile of |x| over finite values, or the maximum of small arrays."""
     if values.size < _TOO_FEW:
         return top
-    flat = np.abs(values).ravel()
-    if not math.isfinite(float(flat.max())):
-        flat = flat[np.isfinite(flat)]
-    if not flat.size:
-        return _unless_sparse(0.0, top)
-    rank = min(flat.size - 1, math.ceil(CLIP * flat.size) - 1)
+    flat = values.ravel()
     # Only the largest are sorted: those above what a sample says few are above.
-    sample = np.sort(flat[::_EVERY])
-    largest = flat[flat > sample[int(_SAMPLED * len(sample))]]
-    last = flat.size - rank  # counted from the largest
-    if last <= largest.size:
-        flat, rank = largest, largest.size - last
-    return _unless_sparse(float(np.partition(flat, rank)[rank]), top)
+    sample = np.abs(flat[::_EVERY])
+    sample = np.sort(sample[np.isfinite(sample)])
+    few_above = sample[int(_SAMPLED * len(sample))] if len(sample) else -1.0
+    count, kept = 0, []
+    for start in range(0, flat.size, _PIECE):
+        piece = np.abs(flat[start : start + _PIECE])
+        if not math.isfinite(piece.max()):
+            piece = piece[np.isfinite(piece)]
+        count += piece.size
+        kept.append(piece[piece > few_above])
+    if not count:
+        return _unless_sparse(0.0, top)
+    last = count - min(count - 1, math.ceil(CLIP * count) - 1)  # counted from the largest
+    largest = np.concatenate(kept)
+    if last > largest.size:
+        largest = np.abs(flat[np.isfinite(flat)])
+    rank = largest.size - last
+    return _unless_sparse(float(np.partition(largest, rank)[rank]), top)
 
 
 def _unless_sparse(clip: float, top: float, share: float = 1e-3) -> float:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["DOWNSAMPLE", "Downsample", "mosaic_of", "pool", "shape_of_grid", "tile_rows"]
 
 Downsample: TypeAlias = Literal["absmax", "mean", "rms", "none"]
+_BAND: Final = 1 << 18  # values pooled at a time
 DOWNSAMPLE: Final = ("absmax", "mean", "rms", "none")
 
 
@@ -78,6 +79,12 @@ def pool(
     """
     if factors == (1, 1) or how == "none":
         return plane
+    h, w = plane.shape[-2:]
+    rows_of_blocks = max(1, _BAND * h // max(plane.size * factors[0], 1))
+    band = rows_of_blocks * factors[0]
+    if band < h:  # in turn, so that what is read once is still in the cache
+        bands = [pool(plane[..., i : i + band, :], factors, how) for i in range(0, h, band)]
+        return np.concatenate(bands, axis=-2)
     if how == "absmax":
         # Two passes along one axis each: 4.6 times faster than one over four axes.
         high = _reduce(np.maximum, plane, factors)
@@ -85,7 +92,6 @@ def pool(
         return np.where(-low > high, low, high)
     with np.errstate(over="ignore", invalid="ignore"):
         total = _reduce(np.add, plane if how == "mean" else np.square(plane), factors)
-        h, w = plane.shape[-2:]
         rows = np.minimum(factors[0], h - np.arange(0, h, factors[0]))
         columns = np.minimum(factors[1], w - np.arange(0, w, factors[1]))
         mean = total / (rows[:, None] * columns).astype(plane.dtype)
