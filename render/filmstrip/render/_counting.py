@@ -23,7 +23,7 @@ __all__ = ["counts_of_frames", "limit_steps", "within"]
 
 _Ends: TypeAlias = tuple[float, float]
 
-_READERS: Final = 2
+_READERS: Final = 3
 MOST_STEPS: Final = {"single": 1, "overlay": 8, "ridge": 30, "heatmap": 400, "distribution": 2000}
 
 
@@ -42,9 +42,9 @@ def limit_steps(chosen: Sequence[int], view: str) -> list[int]:
 def counts_of_frames(
     read: Callable[[int], npt.NDArray[Any]], steps: Sequence[int], *, available: int
 ) -> Counts:
-    """Count the bits of frames, of which three are in memory at a time.
+    """Count the bits of frames, of which four are in memory at a time.
 
-    Two threads read ahead while a third counts, which numpy's ``bincount`` lets only one do.
+    Three threads read ahead while another counts, which numpy's ``bincount`` lets only one do.
 
     Parameters
     ----------
