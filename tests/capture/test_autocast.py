@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -58,3 +60,23 @@ def test_a_model_that_is_bfloat16_throughout_is_kept_to_the_bit(run: str) -> Non
     strip = open_run(run).gradients["weight"]
     for step, gradient in enumerate(gradients):
         np.testing.assert_array_equal(strip.frame(step), gradient.float().numpy())
+
+
+def test_a_probe_leaves_nothing_in_what_autocast_remembers(run: str) -> None:
+    def losses(**keywords: Any) -> list[float]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        found = []
+        with Capture(model, optimizer, **keywords):
+            for _ in range(4):
+                with torch.autocast("cpu", torch.bfloat16):
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    loss = model(torch.randn(5, 6)).square().mean()
+                    loss.backward()
+                found.append(float(loss.detach()))
+        return found
+
+    probe = torch.ones(2, 6)
+    assert losses(run=run, every=1, probe=probe) == losses(run=run, enabled=False)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -154,6 +155,34 @@ def test_of_several_optimizers_each_gives_its_own_and_the_last_ends_the_step(run
         for name, weight in zip(("0.weight", "1.weight"), weights, strict=True):
             np.testing.assert_array_equal(opened.weights[name].frame(step), weight)
             assert step in opened.gradients[name].steps
+
+
+def test_optimizers_that_step_inside_of_the_backward_pass_end_the_step_with_it(run: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    parameters = list(model.parameters())
+    optimizers = [torch.optim.SGD([parameter], lr=0.1) for parameter in parameters]
+    seen: dict[int, list[torch.Tensor]] = {number: [] for number in range(len(parameters))}
+
+    def step(parameter: torch.Tensor, number: int) -> None:
+        assert parameter.grad is not None
+        seen[number].append(parameter.grad.clone())
+        optimizers[number].step()
+        optimizers[number].zero_grad()
+
+    with Capture(model, optimizers, run, every=1, on_pressure="block"):
+        for number, parameter in enumerate(parameters):
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                partial(step, number=number)
+            )
+        for _ in range(4):
+            model(torch.randn(5, 6)).square().mean().backward()
+
+    opened = open_run(run)
+    assert opened.steps("gradients").tolist() == [0, 1, 2, 3]
+    for number, name in enumerate(("0.weight", "0.bias", "2.weight", "2.bias")):
+        for at, gradient in enumerate(seen[number]):
+            np.testing.assert_array_equal(opened.gradients[name].frame(at), gradient.numpy())
 
 
 def test_gradients_of_a_closure_are_those_that_the_step_used(run: str) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +19,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from filmstrip.capture.pytorch import Capture
 from filmstrip.store import open_run
@@ -190,8 +199,12 @@ def test_training_is_as_it_was_and_every_output_is_kept(
     counts = opened.statistics("weights")
     assert np.isfinite(counts[counts.layers[0], "l2"].values).all()
     assert opened.status().errors == 0
-    late = "came after the first capture" if case.before is thaw else "nothing is said"
-    assert all(late in record.message or "skipped" in record.message for record in caplog.records)
+    told: dict[Any, str] = {
+        thaw: "came after the first capture",
+        remove: "no parameter of their module",
+    }
+    said = told.get(case.before, "nothing is said")
+    assert all(said in record.message or "skipped" in record.message for record in caplog.records)
 
 
 def test_what_takes_the_place_of_a_layer_is_taken_from_then_on(run: str) -> None:
@@ -319,3 +332,125 @@ def test_layers_that_run_in_threads_do_not_write_over_each_other(run: str) -> No
             counted = opened.activations[layer].histogram(step, bins=10)[0].sum()
             assert counted == pytest.approx(values.size)
             np.testing.assert_array_equal(opened.activations[layer].frame(step), values[:1])
+
+
+def perceptron() -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+
+def saved_by_op(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Compute GELU and casts again, and save all else, so that what a tap does would be counted."""
+    again = {torch.ops.aten.gelu.default, torch.ops.aten._to_copy.default}
+    return CheckpointPolicy.PREFER_RECOMPUTE if op in again else CheckpointPolicy.MUST_SAVE
+
+
+def test_what_a_checkpoint_saves_by_op_is_not_mixed_up_with_what_taps_compute(run: str) -> None:
+    context = partial(create_selective_checkpoint_contexts, saved_by_op)
+
+    def losses(path: str | None) -> list[float]:
+        torch.manual_seed(0)
+        model = nn.Sequential(perceptron(), nn.Linear(8, 2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        capture = Capture(model, optimizer, path or "", every=1, enabled=path is not None)
+        found = []
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16):
+                x = torch.randn(4, 8, requires_grad=True)
+                x = checkpoint(model[0], x, use_reentrant=False, context_fn=context)
+                loss = model[1](x).square().mean()
+            loss.backward()
+            optimizer.step()
+            found.append(float(loss.detach()))
+        capture.close()
+        return found
+
+    assert losses(run) == losses(None)
+    assert set(open_run(run).layers("activations")) == {"0.0", "0.1", "0.2", "0.3", "1"}
+
+
+def test_a_watched_model_can_be_scripted_and_so_can_its_copy(run: str) -> None:
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(4, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch would rather export
+        with Capture(model, optimizer, run, every=1):
+            for one in (model, copy.deepcopy(model)):
+                torch.testing.assert_close(torch.jit.script(one)(x), one(x))
+            model(x).sum().backward()
+            optimizer.step()
+
+    assert open_run(run).steps("activations").tolist() == [0]
+
+
+def test_two_names_that_are_one_without_a_wrapper_are_two_layers(run: str) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Sequential()
+            self.module.add_module("fc", nn.Linear(4, 3))
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.fc(self.module(x))
+
+    model = Wrapped()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Capture(model, optimizer, run, every=1, samples=2):
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+
+    opened = open_run(run)
+    assert opened.weights["fc.weight"].shape == (2, 3)
+    assert opened.weights["fc.weight'"].shape == (3, 4)
+    assert opened.activations["fc"].shape == (2, 2)
+    assert opened.activations["fc'"].shape == (2, 3)
+
+
+def test_a_weight_that_is_made_of_another_one_from_now_on_is_said_to_be_gone(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Capture(model, optimizer, run, every=1, on_pressure="block"):
+        for step in range(4):
+            if step == 2:
+                spectral_norm(model[0])
+            model(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+
+    assert open_run(run).weights["0.weight"].steps.tolist() == [0, 1]
+    assert open_run(run).weights["1.weight"].steps.tolist() == [0, 1, 2, 3]
+    assert caplog.text.count("no parameter of their module any more") == 1
+
+
+LOADS = """
+import sys
+sys.modules["filmstrip"] = None  # cannot be imported
+import torch
+model = torch.load(sys.argv[1], weights_only=False)
+torch.compile(model, backend="eager", fullgraph=True)(torch.ones(1, 8))
+print("loaded")
+"""
+
+
+def test_a_model_that_was_saved_whole_is_loaded_where_nobody_knows_of_capture(
+    run: str, tmp_path: Path
+) -> None:
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Capture(model, optimizer, run, every=1):
+        torch.save(copy.deepcopy(model), tmp_path / "copy.pt")
+        torch.save(model, tmp_path / "model.pt")
+        model(torch.ones(1, 8)).sum().backward()
+        optimizer.step()
+
+    for name in ("copy.pt", "model.pt"):
+        done = subprocess.run(
+            [sys.executable, "-c", LOADS, str(tmp_path / name)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.stdout == "loaded\n", done.stderr

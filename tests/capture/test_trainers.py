@@ -167,6 +167,22 @@ def test_lightning_closes_the_run_of_a_training_that_fails(pl: Any, run: str) ->
     assert open_run(run).status().state == "finished"
 
 
+def test_a_lightning_callback_that_captures_nothing_lets_training_be(pl: Any, run: str) -> None:
+    trainer = fit(pl, module_of(pl), [LightningCapture(run, every=1, enabled=False)])
+
+    assert trainer.global_step == fit(pl, module_of(pl), []).global_step
+    assert not Path(run).exists()
+
+
+def test_lightning_says_what_failed_before_training_began(pl: Any, run: str) -> None:
+    class Failing(type(module_of(pl))):  # type: ignore[misc]
+        def validation_step(self, batch: list[torch.Tensor], number: int) -> None:
+            raise RuntimeError("the data ended")
+
+    with pytest.raises(RuntimeError, match="the data ended"):
+        fit(pl, Failing(), [LightningCapture(run, every=1)])
+
+
 def test_a_lightning_callback_is_sent_to_other_processes_unattached(pl: Any, run: str) -> None:
     sent = pickle.loads(pickle.dumps(LightningCapture(run, every=7)))
 

@@ -153,7 +153,8 @@ class Capture(TrainerCapture, Callback):
 
     def _end(self) -> None:
         self.close()
-        del self._begins, self._ends
+        for name in ("_begins", "_ends"):  # there are none where nothing was attached
+            vars(self).pop(name, None)
 
     def _keep(self, metrics: Mapping[str, object]) -> None:
         """Log what was not logged before; Lightning hands out old values together with new ones.

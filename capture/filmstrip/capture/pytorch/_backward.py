@@ -22,6 +22,7 @@ from filmstrip.capture.pytorch._shards import local_of, sharded
 from filmstrip.capture.pytorch._stage import unreadable
 
 OptimizerLike = torch.optim.Optimizer
+_NO_BACKWARD = -1  # the graph task where no backward pass runs
 
 
 def unwrapped(optimizer: object) -> OptimizerLike:
@@ -128,8 +129,12 @@ class OptimizerTaps:
                 self._guarded(
                     lambda: self._take(self._mine(number, self._gradients), gradients=True)
                 )
-            if last:
+            if last and torch._C._current_graph_task_id() == _NO_BACKWARD:
                 self._advance()
+            elif (
+                last
+            ):  # stepped by the backward pass, as one optimizer a parameter is: it ends both
+                torch.autograd.Variable._execution_engine.queue_callback(self._advance)
 
         # A compiled step must not trace them.
         disable: Callable[..., Callable[..., None]] = torch.compiler.disable
@@ -202,6 +207,8 @@ class OptimizerTaps:
     def _take(self, sites: Sequence[tuple[int, Variable]], *, gradients: bool) -> None:
         for site, variable in sites:
             tensor = variable.tensor
+            if tensor is None and not gradients:
+                self._recorder.skip(site, "are no parameter of their module any more")
             if tensor is not None and gradients:
                 tensor = tensor.grad
             if tensor is None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from filmstrip.capture._clock import Clock
@@ -19,6 +22,7 @@ from filmstrip.capture.pytorch._layout import Layouts
 from filmstrip.capture.pytorch._model import Layer, at, enclosing
 from filmstrip.capture.pytorch._op import lasting, leave, number, outermost
 from filmstrip.capture.pytorch._probe import Probe, named_leaves
+from filmstrip.capture.pytorch._script import hide_hooks
 from filmstrip.capture.pytorch._shards import here
 from filmstrip.capture.pytorch._stage import unreadable
 
@@ -52,8 +56,9 @@ class _Hook:
     def hear(self, leaves: Sequence[str], tensors: Sequence[torch.Tensor], learns: bool) -> None:
         """Be told from compiled code."""
 
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _inert, ()
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[object, str]]:
+        # What takes anything, does nothing, and is there where the copy is loaded.
+        return getattr, (nullcontext(), "__exit__")
 
 
 class _PassHook(_Hook):
@@ -130,12 +135,14 @@ def _inside(model: nn.Module) -> bool:
     return calls > 1
 
 
-def _inert() -> Callable[..., None]:
-    return nothing
+def is_ours(hook: object) -> bool:
+    """Return whether a hook is one of capture, or what stands for it in a copy."""
+    return isinstance(hook, _Hook) or isinstance(getattr(hook, "__self__", None), nullcontext)
 
 
-def nothing(*args: object) -> None:
-    """Do nothing, in place of a hook in a copied model."""
+def _unseen() -> AbstractContextManager[object]:
+    """Keep what a tap computes from modes that count what a forward pass does, or record it."""
+    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()
 
 
 class ForwardTaps:
@@ -184,6 +191,7 @@ class ForwardTaps:
     def install(self, recorder: Watcher[torch.Tensor], clock: Clock) -> None:
         """Register the hooks."""
         self._recorder, self._clock = recorder, clock
+        hide_hooks(is_ours)
         hooks = [kind.__call__.__code__ for kind in (_PassHook, _OutputHook)]
         names = [watch.layer.original for watch in self._watches]
         self._handles = [
@@ -286,7 +294,8 @@ class ForwardTaps:
     def _take(self, watch: _Watch, leaves: Iterable[tuple[str, torch.Tensor]]) -> None:
         try:
             if self._wanted():
-                with self._lock:  # modules may run in threads, even one in several
+                # Modules may run in threads, even one in several.
+                with self._lock, _unseen():
                     self._take_leaves(watch, leaves)
         except Exception as error:
             self._recorder.trip(f"the output of {watch.layer.name!r} could not be taken", error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -92,11 +92,13 @@ def _layers(root: nn.Module) -> tuple[list[Layer], list[Layer]]:
     """Return the leaf modules, and the others."""
     leaves: list[Layer] = []
     containers: list[Layer] = []
-    for name, module in root.named_modules():
+    modules = dict(root.named_modules())
+    names = _distinct(modules)
+    for name, module in modules.items():
         if _PARAMETRIZATIONS in name.split(".") or uncompiled(module) is not module:
             continue
         children = [child for child, _ in module.named_children() if child != _PARAMETRIZATIONS]
-        layer = Layer(canonical(name), name, module)
+        layer = Layer(names[name], name, module)
         if not children and not isinstance(module, _CONTAINERS):
             leaves.append(layer)
         elif not isinstance(module, nn.ModuleList | nn.ModuleDict):
@@ -121,9 +123,29 @@ def _variables(root: nn.Module) -> Iterator[Variable]:
             if parameter is not None:
                 name = f"{path}.{attribute}" if path else attribute
                 names.setdefault(id(parameter), []).append((name, module, attribute))
+    distinct = _distinct(first for (first, _, _), *_ in names.values())
     for (name, module, attribute), *others in names.values():
         aliases = tuple(canonical(other) for other, _, _ in others)
-        yield Variable(canonical(name), name, module, attribute, aliases, root=root)
+        yield Variable(distinct[name], name, module, attribute, aliases, root=root)
+
+
+def _distinct(originals: Iterable[str]) -> dict[str, str]:
+    """Return canonical names, marked where another one has it already.
+
+    Examples
+    --------
+    >>> _distinct(["module.fc", "fc", "module.conv"])
+    {'fc': 'fc', 'module.fc': "fc'", 'module.conv': 'conv'}
+    """
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for original in sorted(originals, key=lambda name: canonical(name) != name):
+        name = canonical(original)
+        while name in taken:
+            name += "'"
+        taken.add(name)
+        names[original] = name
+    return names
 
 
 def at(root: nn.Module, path: str) -> nn.Module | None:

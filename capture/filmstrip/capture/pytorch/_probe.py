@@ -62,7 +62,7 @@ class Probe:
         Of a compiled model, nothing more is compiled for it.
         """
         self._move(model)
-        with _undisturbed(model), torch.no_grad(), _uncompiled():
+        with _undisturbed(model), torch.no_grad(), _uncompiled(), _uncached():
             model(*self._args, **self._kwargs)
 
     def _move(self, model: nn.Module) -> None:
@@ -111,6 +111,17 @@ def _uncompiled() -> AbstractContextManager[object]:
     """Let a model run without compiled code, where this torch can."""
     stance = getattr(torch.compiler, "set_stance", None)
     return nullcontext() if stance is None else stance("force_eager")
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Keep casts of weights, which are about to change, out of what autocast remembers."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
 
 
 @contextmanager

@@ -293,7 +293,7 @@ def steps_done(optimizer: torch.optim.Optimizer) -> int:
 
 def _inner(model: nn.Module) -> nn.Module:
     for name in ("_orig_mod", "module"):
-        inner = model._modules.get(name)
+        inner = dict(model._modules.items()).get(name)  # of a ScriptModule it has no get
         if inner is not None and len(model._modules) == 1:
             model = inner
     return model
