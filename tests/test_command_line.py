@@ -146,6 +146,62 @@ def test_mistakes_are_one_line_and_exit_code_1(
     assert other == f"filmstrip: {tmp_path} is not a filmstrip run: it has no zarr.json\n"
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [("info",), ("ls",), ("render", "grid", "--json", "-o", "{out}")])
+def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(
+    words: tuple[str, ...], unbuffered: str, run_path: Path, tmp_path: Path
+) -> None:
+    command = [word.format(out=tmp_path / "out") for word in words]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "filmstrip.store.cli", *command, str(run_path)],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert done.returncode == 1
+    assert done.stderr == "filmstrip: cannot write the output: No space left on device\n"
+
+
+def test_signs_that_the_output_cannot_hold_are_replaced(run_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "filmstrip.store.cli", "info", str(run_path)],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert b"3: 0 ? 20" in done.stdout
+
+
+def test_pictures_are_drawn_where_there_is_no_standard_error(
+    run_path: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "filmstrip.store.cli", "render", "all", str(run_path)]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *command, "--json", "-o", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+
+    assert done.returncode == 0
+    assert {entry["state"] for entry in json.loads(done.stdout)["pictures"]} == {"redrawn"}
+
+
+@pytest.mark.parametrize("part", ["activations", "activations/conv1", "scalars"])
+def test_a_part_of_a_run_is_told_with_the_run_to_open(part: str, run_path: Path) -> None:
+    told = filmstrip("info", run_path / part, code=1)
+
+    where = run_path / part
+    assert told == (
+        f"filmstrip: {where} is not a filmstrip run: it is a part of one; open {run_path}\n"
+    )
+
+
 def test_a_pattern_without_a_match_names_the_nearest_layers(run_path: Path) -> None:
     told = filmstrip("ls", run_path, "cnov1", code=1)
 

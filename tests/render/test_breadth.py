@@ -362,9 +362,14 @@ def test_a_layer_that_one_run_lacks_is_said(run: Run, tmp_path: Path) -> None:
         bare.writer("activations", {"other": spec}).append(0, {"other": x})
     sources = [RunSource(run), RunSource(open_run(tmp_path / "bare.zarr"))]
 
-    figure = PICTURES["histogram"](sources, HistogramSpec(layer="fc", view="ridge")).figure
-
-    assert any("nothing in bare" in text.get_text() for text in figure.texts)
+    for view in ("ridge", "overlay"):
+        step = "all" if view == "ridge" else "20"
+        wanted = HistogramSpec(layer="fc", view=view, step=step)
+        words = " ".join(
+            text.get_text() for text in PICTURES["histogram"](sources, wanted).figure.texts
+        )
+        assert "nothing in bare" in words
+        assert not any(word in words for word in ("1 lines", "side by side", "each with its own"))
     with pytest.raises(Exception, match="none"):
         PICTURES["histogram"](sources, HistogramSpec(layer="none", view="ridge"))
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from filmstrip import render
 from filmstrip.render._array_source import ArraySource
 from filmstrip.render._counting import counts_of_frames
 from filmstrip.render._density import density_counts, edges_between, monotone
@@ -90,6 +91,23 @@ def test_edges_ascend_and_hold_everything_at_any_magnitude(scale: str, size: flo
 
     assert (np.diff(edges) > 0).all()
     assert binned.sum() == pytest.approx(6)
+
+
+@pytest.mark.parametrize("scale", ["linear", "symlog", "tensorboard"])
+@pytest.mark.parametrize("view", ["single", "ridge", "overlay", "heatmap", "distribution"])
+def test_values_that_differ_in_their_last_digits_have_a_histogram(view: Any, scale: Any) -> None:
+    weights = np.exp(np.random.default_rng(0).normal(size=(5, 64, 64)))
+    sums = (weights / weights.sum(-1, keepdims=True)).sum(-1)  # ones, but for rounding
+    x = sums[0] if view == "single" else sums
+    spec = HistogramSpec(view=view, bin_scale=scale, step="all")
+
+    edges = edges_of(ArraySource(x, None).counts(spec), spec)
+    picture = render.histogram(x, view=view, bin_scale=scale)
+
+    assert (np.diff(edges) > 0).all()
+    assert edges[0] <= x.min()
+    assert edges[-1] >= x.max()
+    assert len(np.unique(np.asarray(picture.to_image().convert("L")))) > 20
 
 
 def test_bins_of_tensorboard_are_a_tenth_wider_each() -> None:

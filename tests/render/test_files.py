@@ -291,6 +291,11 @@ def test_manifests_of_commands_that_end_together_are_joined(tmp_path: Path) -> N
     assert len(json.loads((tmp_path / "manifest.json").read_text())["pictures"]) == 60
 
 
+def test_an_output_folder_that_is_taken_away_meanwhile_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"cannot write into .*gone: No such file"):
+        write_manifest(Report(str(tmp_path / "gone")))
+
+
 def test_what_was_drawn_before_nothing_could_be_written_is_in_the_manifest(
     run_path: Path, tmp_path: Path
 ) -> None:
@@ -333,6 +338,26 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> 
         write_atomically(tmp_path / "taken.png", b"data")
 
     assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]
+
+
+def test_what_a_killed_command_left_half_written_is_taken_away_after_an_hour(
+    run_path: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "activations/fc"
+    folder.mkdir(parents=True)
+    old, new, theirs = (
+        folder / name for name in (f".{'a' * 32}.partial", f".{'b' * 32}.partial", ".my.partial")
+    )
+    for path in (old, new, theirs):
+        path.write_bytes(b"half")
+    for path in (old, theirs):
+        os.utime(path, (0, 0))
+
+    draw_all(run_path, tmp_path)
+
+    assert not old.exists()
+    assert new.exists()
+    assert theirs.exists()
 
 
 def test_files_have_the_permissions_that_the_user_wants(tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ def write(path: Path, layers: tuple[str, ...], steps: range, bad: str = "") -> N
             run.log(step, {"train/loss": 1 / (step + 1)})
 
 
+def damage(strip: Path) -> None:
+    """Make the frames of a strip unreadable."""
+    for chunk in strip.glob("c*"):
+        chunk.write_bytes(b"x" * chunk.stat().st_size)
+
+
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the page of a run whose layers have names that could do harm, at three steps."""
@@ -115,6 +121,7 @@ def test_kinds_and_layers_can_be_chosen(run_path: Path, tmp_path: Path) -> None:
         ("rellu1", "relu1"),
         ("rellu1 --kind activations", "relu1"),
         ("--step 1:9 --kind images", "images"),
+        ("conv1 --kind scalars", "scalars have no layers"),
     ],
 )
 def test_what_is_nowhere_is_one_line(
@@ -185,6 +192,45 @@ def test_a_layer_without_frames_is_named_with_the_reason(tmp_path: Path) -> None
     assert "<code>weights/never</code>: never has no committed steps yet" in page
 
 
+def test_what_has_nothing_to_show_is_named_and_no_failure(tmp_path: Path) -> None:
+    path, out = tmp_path / "run.zarr", tmp_path / "out"
+    shapes = {"fc": (2, 3), "nan": (2, 3), "none": (2, 0)}
+    with create_run(path) as run:
+        specs = {name: FrameSpec(shape, "float32", layout="NC") for name, shape in shapes.items()}
+        writer = run.writer("activations", specs)
+        for step in range(2):
+            frames = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+            frames["nan"][:] = np.nan
+            writer.append(step, frames)
+            run.log(step, {"loss": 1.0, "bad": float("nan")})
+
+    result = call("all", path, "-o", out)
+
+    assert result.exit_code == 0, result.output
+    assert "filmstrip: " not in result.stderr
+    shown = (out / NAME).read_text()
+    missing = shown[shown.index('id="not-drawn"') :]
+    assert "bad has no finite value" in missing
+    assert "nan has no finite values at these steps" in missing
+    assert "nothing to draw: the array has shape 2×0" in missing
+    assert (out / "scalars/loss/curve.png").is_file()
+    assert call("histogram", path, "nan", "-o", out).exit_code == 1
+
+
+def test_scalars_are_a_kind_of_their_own(run_path: Path, tmp_path: Path) -> None:
+    result = call("all", run_path, "--kind", "scalars", "-o", tmp_path)
+
+    assert result.exit_code == 0, result.output
+    assert sorted(path.parent.name for path in tmp_path.rglob("*.png")) == [
+        "accuracy",
+        "train.loss",
+    ]
+    for command in ("grid", "histogram", "animation"):
+        refused = call(command, run_path, "loss", "--kind", "scalars", "-o", tmp_path)
+        told = f"filmstrip: scalars are curves: filmstrip render curve {run_path}\n"
+        assert (refused.exit_code, refused.stderr) == (1, told)
+
+
 def test_statistics_without_frames_are_drawn(tmp_path: Path) -> None:
     with create_run(tmp_path / "run.zarr") as run:
         statistics = run.statistics_writer("weights", ["w"])
@@ -252,14 +298,13 @@ def test_the_page_of_the_last_part_has_the_pictures_and_the_failures_of_all(
 ) -> None:
     run, out = tmp_path / "run.zarr", tmp_path / "out"
     write_run(run, (0, 10))
-    with create_run(run, if_exists="resume", first_step=20) as resumed:
-        resumed.log(20, {"never": float("nan")})  # has no curve
+    damage(run / "weights/fc.weight")  # whose histogram is stored apart
 
     results = [call("all", run, "-o", out, "--part", f"{i}/3") for i in (1, 2, 3)]
 
     assert sorted(result.exit_code for result in results) == [0, 0, 1]
     page = html.unescape((out / NAME).read_text())
-    assert "scalars/never/curve.png</code>: never has no finite value" in page
+    assert "weights/fc.weight/grid-00000010.png</code>: " in page
     drawn = {str(path.relative_to(out)) for path in out.rglob("*.png")}
     assert {unquote(address) for address in addresses(out / NAME)} == drawn
 
@@ -283,6 +328,27 @@ def test_what_failed_is_named_until_it_is_drawn(
     (out / "manifest.json").write_text(json.dumps(manifest))
     call("all", run, "-o", out)
     assert "not drawn" not in (out / NAME).read_text()
+
+
+def test_what_failed_is_forgotten_when_everything_is_drawn_and_it_is_no_part_of_that(
+    tmp_path: Path, write_run: Callable[..., None]
+) -> None:
+    run, out = tmp_path / "run.zarr", tmp_path / "out"
+    write_run(run, (0, 10))
+    damage(run / "gradients/fc.weight")
+    assert call("grid", run, "--kind", "gradients", "--cmap", "magma", "-o", out).exit_code == 1
+    errors = {}
+    for words in (("--kind", "weights"), ("--part", "1/1"), ()):
+        call("all", run, "-o", out, *words)
+        manifest = json.loads((out / "manifest.json").read_text())
+        errors[words] = {Path(error["path"]).name for error in manifest["errors"]}
+
+    mistyped, own = "grid-00000010-magma.png", {"grid-00000010.png", "histogram-heatmap.png"}
+    assert errors == {
+        ("--kind", "weights"): {mistyped},
+        ("--part", "1/1"): {mistyped, *own},
+        (): own,
+    }
 
 
 def test_the_commands_of_a_page_draw_its_pictures(hostile: Path, tmp_path: Path) -> None:
@@ -408,6 +474,23 @@ def test_a_page_fits_a_telephone_in_the_light_and_in_the_dark(hostile: Path, dar
         assert (
             browser.run("document.querySelector('section img').getBoundingClientRect().width") > 300
         )
+
+
+@needs_browser
+def test_a_long_name_is_broken_rather_than_cut_off(tmp_path: Path) -> None:
+    with create_run(tmp_path / "run.zarr") as run:
+        run.log(0, {"loss_of_" + "everything_" * 12: 1.0})
+    call("all", tmp_path / "run.zarr", "-o", tmp_path / "out")
+
+    with Browser(width=400, height=800) as browser:
+        browser.open(tmp_path / "out" / NAME)
+        browser.settle()
+
+        shown, needed = (
+            browser.run(f"document.querySelector('figcaption').{name}")
+            for name in ("clientWidth", "scrollWidth")
+        )
+        assert needed <= shown
 
 
 @needs_browser

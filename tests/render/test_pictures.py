@@ -525,6 +525,25 @@ def test_complex_curves_and_tensors_without_data_are_refused() -> None:
         render.curve(([0.0, np.nan], [1.0, 2.0]))
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support:UserWarning")
+def test_complex_tensors_of_half_precision_keep_their_imaginary_part() -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.complex(torch.zeros(3, 4), torch.arange(12.0).reshape(3, 4))
+
+    assert render.grid(x.to(torch.complex32)).encode() == render.grid(x).encode()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support:UserWarning")
+@pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr", "sparse_csc"])
+def test_sparse_tensors_are_drawn_like_dense_ones(layout: str) -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.eye(4)
+
+    picture = render.grid(x.to_sparse(layout=getattr(torch, layout)))
+
+    assert picture.encode() == render.grid(x).encode()
+
+
 def test_forty_curves_are_drawn_and_told_apart() -> None:
     lines = {f"layer{i}.weight": np.arange(20.0) * i for i in range(1, 41)}
 

@@ -232,6 +232,11 @@ def test_a_run_without_what_is_compared_is_left_out_and_named(
         ("grid {run} --step -9", "only 5 steps"),
         ("grid {run} --step 1:9", "no step in 1:9"),
         ("grid {run} relu1 --samples 4", "no sample of relu1 4"),
+        ("grid {run} relu1 --channels 12", "no channel of relu1 12: there are 12 (0 to 11)"),
+        ("grid {run} --kind weights fc.* --channels 15:", "no channel of fc.weight in 15:"),
+        ("grid {run} relu1 --rgb", "relu1 has shape 4×12×8×8"),
+        ("animation {run} relu1 --channels 12", "no channel of relu1 12"),
+        ("animation {run} relu1 --rgb", "--rgb needs images"),
         ("grid {run} -o {tmp}/file", "is a file"),
         ("grid {run} -o /proc/none", "cannot write into /proc/none"),
         (f"grid {{run}} -o {'a' * 300}", "File name too long"),
@@ -376,7 +381,10 @@ def test_many_failures_are_told_in_a_few_lines(tmp_path: Path) -> None:
     assert lines[5].startswith("filmstrip: 3 more not drawn: ")
 
 
-def test_an_interrupt_leaves_whole_pictures_and_their_manifest(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_leaves_whole_pictures_and_their_manifest(
+    sent: signal.Signals, code: int, tmp_path: Path
+) -> None:
     with create_run(tmp_path / "run.zarr") as run:
         spec = FrameSpec((1, 64, 28, 28), "float32", layout="NCHW")
         writer = run.writer("activations", {"conv1": spec})
@@ -392,15 +400,16 @@ def test_an_interrupt_leaves_whole_pictures_and_their_manifest(tmp_path: Path) -
     )
     while process.poll() is None and not list(out.rglob("*.png")):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
 
     drawn = {str(path.relative_to(out)) for path in out.rglob("*.png")}
-    assert process.returncode != 0
+    assert process.returncode == code
     assert b"Traceback" not in stderr
     assert 0 < len(drawn) < 400
     assert {
         entry["path"] for entry in json.loads((out / "manifest.json").read_text())["pictures"]
-    } <= drawn
+    } == drawn
+    assert not list(out.rglob(".*.partial"))
     for name in drawn:
         Image.open(out / name).verify()

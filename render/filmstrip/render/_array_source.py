@@ -127,15 +127,15 @@ def as_array(x: object) -> npt.NDArray[Any]:
 
 def _numpy_of(tensor: Any) -> object:
     """Take a tensor's values without importing its library."""
-    if getattr(tensor, "is_sparse", False):
+    if "strided" not in str(getattr(tensor, "layout", "strided")):  # of which there are several
         tensor = tensor.to_dense()
     tensor = tensor.cpu()
     if tensor.is_complex():
         tensor = tensor.resolve_conj()
     try:
         return tensor.resolve_neg().numpy()
-    except TypeError:  # bfloat16 and float8 have no counterpart in numpy
-        return tensor.float().numpy()
+    except TypeError:  # bfloat16, float8 and complex32 have no counterpart in numpy
+        return (tensor.cfloat() if tensor.is_complex() else tensor.float()).numpy()
 
 
 def as_real(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -100,6 +100,11 @@ def edges_between(low: float, high: float, bins: int, scale: str) -> npt.NDArray
     if high - low < _NARROWEST:
         margin = abs(low) / 2 if abs(low) > _NARROWEST else 0.5
         low, high = low - margin, high + margin
+    # Values that differ in their last digits only: the edges between them must differ, too.
+    least = 8 * bins * float(np.spacing(max(abs(low), abs(high))))
+    if high - low < least:
+        middle = low + (high - low) / 2
+        low, high = middle - least / 2, middle + least / 2
     if scale == "tensorboard":
         return _tensorboard(low, high)
     if scale == "linear":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from filmstrip.render._executors import reason
 from filmstrip.render._source import open_sources
 from filmstrip.render._spec import CurveSpec, command, digest
-from filmstrip.render.errors import OutputError, RenderError
+from filmstrip.render.errors import OutputError, RenderError, SourceError, SpecError
 from filmstrip.render.pictures import PICTURES
 from filmstrip.store import StoreError
 
@@ -30,7 +30,8 @@ __all__ = ["Drawn", "describe", "draw_batch"]
 class Drawn:
     """What became of one picture: its digest and seconds, or one line of why not.
 
-    ``fatal`` is set where the others would fail as well: nothing can be written.
+    ``fatal`` is set where the others would fail as well: nothing can be written. ``nothing`` is
+    set where nothing went wrong, but there is nothing that such a picture could show.
     """
 
     job: Job
@@ -38,6 +39,7 @@ class Drawn:
     seconds: float = 0.0
     error: str = ""
     fatal: bool = False
+    nothing: bool = False
 
 
 def draw_batch(batch: Batch) -> list[Drawn]:
@@ -70,6 +72,8 @@ def _draw(job: Job, sources: Sequence[RunSource], out: Path) -> Drawn:
         picture.save(out / job.path)
     except OutputError as error:
         return Drawn(job, error=str(error), fatal=True)
+    except (SourceError, SpecError) as error:
+        return Drawn(job, error=str(error), nothing=True)
     except (RenderError, StoreError) as error:
         return Drawn(job, error=str(error))
     except Exception as error:  # the rim: a defect in one picture must not end all others

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from filmstrip.render._batch import Batch, Job, Part, divide, part_of
 from filmstrip.render._draw import Drawn, describe
 from filmstrip.render._executors import Place, reason
-from filmstrip.render._image import digest_of
+from filmstrip.render._image import digest_of, remove_partials
 from filmstrip.render._manifest import Report, write_manifest
 from filmstrip.render._progress import Progress, Silence
 from filmstrip.render._spec import digest
@@ -127,6 +127,7 @@ def drive(
     out: Path,
     place: Place,
     progress: Progress | None = None,
+    everything: bool = False,
 ) -> Report:
     """Draw what is missing and write the manifest, also when it is interrupted.
 
@@ -141,6 +142,8 @@ def drive(
     place : Place
         Where it is drawn.
     progress : Progress or None
+    everything : bool
+        Whether these are all pictures that there are to be in the folder.
 
     Returns
     -------
@@ -156,8 +159,13 @@ def drive(
     start = time.perf_counter()
     told = progress or Silence()
     report = Report(str(out), kept=list(kept), runs=runs)
+    jobs = (*missing, *(one.job for one in kept))
+    if everything:
+        report.everything = frozenset(job.path for job in jobs)
     told.start(len(missing))
     try:
+        for folder in {out, *((out / job.path).parent for job in jobs)}:
+            remove_partials(folder)
         # Workers may run in other folders.
         there = tuple(path if "://" in path else str(Path(path).absolute()) for path in runs)
         batches = divide(missing, runs=there, out=str(out.absolute()), workers=place.workers)

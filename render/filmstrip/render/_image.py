@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from filmstrip.render._sheet import Sheet
 
-__all__ = ["Frames", "Picture", "digest_of", "write_atomically"]
+__all__ = ["Frames", "Picture", "digest_of", "remove_partials", "write_atomically"]
 
 _DIGEST: Final = re.compile(rb"filmstrip-digest[=\0]([0-9a-f]{64})")
 # What XML and UTF-8 cannot hold, which names and paths of a user may.
@@ -41,6 +42,8 @@ _UNFIT: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff
 # A GIF and an MP4 carry the digest behind their frames.
 _ENDS: Final = {".png": b"IEND\xaeB`\x82", ".svg": b"</svg>", ".pdf": b"%%EOF", ".gif": b"\0;"}
 _LOOKED_AT: Final = 65_536
+_PARTIAL: Final = re.compile(r"\.[0-9a-f]{32}\.partial")
+_LONG_AGO: Final = 3600.0  # seconds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -287,6 +290,14 @@ def _new(path: Path) -> BinaryIO:
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("wb")
+
+
+def remove_partials(folder: Path) -> None:
+    """Take away what `write_atomically` could not, because its process was killed long ago."""
+    with suppress(OSError):  # no such folder, or another command was faster
+        for path in folder.iterdir():
+            if _PARTIAL.fullmatch(path.name) and time.time() - path.stat().st_mtime > _LONG_AGO:
+                path.unlink()
 
 
 def digest_of(path: Path) -> str | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from filmstrip.render._image import write_atomically
 from filmstrip.render._spec import CurveSpec, GridSpec, HistogramSpec, command
+from filmstrip.render.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +44,9 @@ class Report:
         From start to end.
     runs : tuple of str
         Paths of the runs.
+    everything : frozenset of str or None
+        Paths of all pictures that there are to be, if the command knows them: that others were
+        not drawn is of no interest any more.
     """
 
     out: str
@@ -52,6 +56,7 @@ class Report:
     planned: list[Drawn] = field(default_factory=list)
     seconds: float = 0.0
     runs: tuple[str, ...] = ()
+    everything: frozenset[str] | None = None
 
     def to_json(self) -> str:
         """Return the report in the form of the manifest."""
@@ -74,7 +79,10 @@ def write_manifest(report: Report) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keep other commands from writing the manifest of a folder meanwhile."""
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:  # taken away while it was drawn into
+        raise OutputError(f"cannot write into {folder}: {error.strerror or error}") from error
     try:
         with suppress(OSError):  # some file systems know no locks
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -88,6 +96,8 @@ def _merge(report: Report, out: Path) -> None:
     merged = {str(entry["path"]): entry for entry in (*pictures, *_entries(report))}
     there = [entry for path, entry in sorted(merged.items()) if (out / path).is_file()]
     # What another part of the pictures could not draw, unless it has been drawn since.
+    if report.everything is not None:
+        errors = [entry for entry in errors if entry["path"] in report.everything]
     failed = {str(entry["path"]): entry for entry in (*errors, *_errors(report))}
     for entry in _entries(report):
         failed.pop(str(entry["path"]), None)

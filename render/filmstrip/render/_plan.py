@@ -6,17 +6,19 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import numpy as np
+
 from filmstrip.render._batch import Job
 from filmstrip.render._layout import letters
 from filmstrip.render._picks import pick_entries, pick_steps
 from filmstrip.render._spec import AnimationSpec, CurveSpec, GridSpec, HistogramSpec, file_name
 from filmstrip.render.errors import SourceError
+from filmstrip.render.pictures.grid import shown
 from filmstrip.store import LayerNotFoundError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    import numpy as np
     import numpy.typing as npt
 
     from filmstrip.render._source import RunSource
@@ -56,8 +58,8 @@ def grid_jobs(
 
     Raises
     ------
-    StoreError, SourceError
-        If there is no such kind, layer, step or sample.
+    StoreError, SourceError, SpecError
+        If there is no such kind, layer, step, sample or channel, or no colours.
     """
     found = _with_steps(source, spec.kind, layers, source.frame_steps)
     return [
@@ -67,6 +69,12 @@ def grid_jobs(
     ]
 
 
+def _check(source: RunSource, spec: GridSpec) -> None:
+    """Refuse channels and colours that frames of a layer do not have, before any is drawn."""
+    if spec.channels != "all" or spec.rgb:
+        shown(source.blank(spec), spec)
+
+
 def _grids(
     source: RunSource, spec: GridSpec, layer: str, *, steps: str, samples: str | None
 ) -> list[Job]:
@@ -74,6 +82,7 @@ def _grids(
     strip, kept = source.strip(spec.kind, layer), source.frame_steps(spec.kind, layer)
     order = {int(step): i for i, step in enumerate(kept)}
     entries = _entries(source, spec, layer, samples)
+    _check(source, replace(spec, layer=layer))
     for step in pick_steps(steps, kept, layer=layer):
         shard = order[step] // strip.rows_per_shard
         for entry in entries:
@@ -102,12 +111,13 @@ def animation_jobs(
 
     Raises
     ------
-    StoreError, SourceError
-        If there is no such kind, layer, step or sample.
+    StoreError, SourceError, SpecError
+        If there is no such kind, layer, step, sample or channel, or no colours.
     """
     jobs = []
     for layer, kept in _with_steps(source, spec.kind, layers, source.frame_steps):
         pick_steps(spec.step, kept, layer=layer)
+        _check(source, replace(spec.frame, layer=layer))
         for entry in _entries(source, spec.frame, layer, samples):
             whole = replace(spec, frame=replace(spec.frame, layer=layer, sample=entry))
             jobs.append(Job(whole, file_name(whole)))
@@ -260,9 +270,13 @@ def all_jobs(
         sizes = CurveSpec(name="*", stat="l2", kind=kind, log=True, format=form, dpi=dpi)
         if not layers and source.has_statistics(kind):
             jobs += curve_jobs([source], sizes, names=(), stats=[("*", "l2")])
-    if not kinds and not layers and source.run.scalars:
-        scalars = CurveSpec(format=form, dpi=dpi)
-        jobs += curve_jobs([source], scalars, names=(), stats=())
+    if "scalars" in kinds or not (kinds or layers):
+        for name, series in source.run.scalars.items():
+            if np.isfinite(series.values).any():
+                spec = CurveSpec(format=form, dpi=dpi)
+                jobs += curve_jobs([source], spec, names=[name], stats=())
+            else:
+                left_out.append(LeftOut("scalars", name, f"{name} has no finite value"))
     if not jobs:
         why = left_out[0].why if left_out else "it holds no frames, statistics or scalars"
         raise SourceError(f"nothing of {source.run.name} can be drawn: {why}")
@@ -291,7 +305,13 @@ def _everything(
     """Kinds and layers; a kind that was named must be there, of the others one."""
     found: list[tuple[str, str]] = []
     failed: list[StoreError] = []
+    if "scalars" in kinds and layers:
+        raise SourceError("scalars have no layers: draw them with --kind scalars alone")
+    if "scalars" in kinds and not source.run.scalars:
+        raise SourceError(f"{source.run.name} has no scalars")
     for kind in kinds or _KINDS:
+        if kind == "scalars":  # curves, of no layer
+            continue
         try:
             found += [(kind, layer) for layer in source.layers(kind, layers)]
         except StoreError as error:

@@ -153,7 +153,16 @@ class RunSource:
         step = spec.step
         if step < 0:
             (step,) = pick_steps(str(step), strip.steps, layer=spec.layer)
-        values = strip.frame(step)
+        return self._described(strip, spec, step, strip.frame(step))
+
+    def blank(self, spec: GridSpec) -> Frame:
+        """Return a frame of the layer without reading one: it has the shape, but no values."""
+        strip = self.strip(spec.kind, spec.layer)
+        return self._described(strip, spec, spec.step, np.broadcast_to(np.float32(0), strip.shape))
+
+    def _described(
+        self, strip: Strip, spec: GridSpec, step: int, values: npt.NDArray[Any]
+    ) -> Frame:
         source, stored = strip.source_dtype, str(strip.dtype)
         words = [] if source in {stored, "float32", None} else [str(source)]
         words += kept_words(strip.attributes)
@@ -321,9 +330,11 @@ class RunSource:
 
         Raises
         ------
-        KindNotFoundError, LayerNotFoundError
+        KindNotFoundError, LayerNotFoundError, SourceError
             If there are none.
         """
+        if kind == "scalars":
+            raise SourceError(f"scalars are curves: filmstrip render curve {self.run.path}")
         try:
             return self.run.layers(kind, list(patterns) or "*")
         except (KindNotFoundError, LayerNotFoundError):

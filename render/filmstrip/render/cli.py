@@ -8,7 +8,8 @@ down; a command therefore sets the variable before, which the library never does
 from __future__ import annotations
 
 import os
-import sys
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,7 +130,9 @@ def everything(
     layers: Layers = None,
     kind: Annotated[
         list[str] | None,
-        typer.Option(help="Only this kind, such as weights. May be repeated. Everything."),
+        typer.Option(
+            help="Only this kind, such as weights, or scalars. May be repeated. Everything."
+        ),
     ] = None,
     step: Annotated[
         str, typer.Option(help="Steps of grids: -1 (the last), all, 1200, 100,200 or 0:5000:100.")
@@ -166,18 +169,19 @@ def everything(
             size = f"about {about_bytes(missing) / 1e6:,.1f} MB"
             told = f"{_pictures(len(missing))}, {size}, in {folder}"
             if options.dry_run:
-                print(size, file=sys.stderr)
+                typer.echo(size, err=True)
             elif len(missing) > _MANY and not yes:
                 _fail(f"that would be {told}; say --yes, or choose with --kind, --step or LAYER")
             elif missing and not options.quiet:
-                print(f"drawing {told}", file=sys.stderr)
+                typer.echo(f"drawing {told}", err=True)
 
         def after(folder: Path) -> None:
             page = write_index(folder, sources[0], left_out)
             if not options.quiet:
-                print(f"look at {page}", file=sys.stderr)
+                typer.echo(f"look at {page}", err=True)
 
-        _run(wanted, sources, options, before, after)
+        chosen = bool(kind or layers or options.part)
+        _run(wanted, sources, options, before, after, named=False, everything=not chosen)
 
 
 @app.command()
@@ -366,8 +370,15 @@ def _run(
     options: Options,
     before: Callable[[list[Job], Path], None] | None = None,
     after: Callable[[Path], None] | None = None,
+    *,
+    named: bool = True,
+    everything: bool = False,
 ) -> None:
-    """Draw; ``before`` is told what is missing and where, ``after`` where it was drawn."""
+    """Draw; ``before`` is told what is missing and where, ``after`` where it was drawn.
+
+    Unless it was ``named``, what has nothing to show is no failure. ``everything``: there are to
+    be no other pictures in the folder.
+    """
     from filmstrip.render._draw import Drawn
     from filmstrip.render._driver import check_folder, drive, split
     from filmstrip.render._manifest import Report
@@ -394,7 +405,7 @@ def _run(
         print(f"would draw {_pictures(len(missing))}, keep {len(kept)}")
         return
     check_folder(folder)
-    with options.place(folder, len(missing)) as place:
+    with _ended_in_order(), options.place(folder, len(missing)) as place:
         report = drive(
             missing,
             kept,
@@ -402,6 +413,7 @@ def _run(
             out=folder,
             place=place,
             progress=progress(quiet=options.quiet or options.as_json),
+            everything=everything,
         )
     if after is not None:
         after(folder)
@@ -412,13 +424,39 @@ def _run(
             f"drew {_pictures(len(report.drawn))}, kept {len(report.kept)}, "
             f"in {report.seconds:.1f} s: {folder}"
         )
-    for failed in report.failed[:_TOLD]:
-        print(f"filmstrip: {failed.job.path}: {failed.error}", file=sys.stderr)
-    if len(report.failed) > _TOLD:
-        more = len(report.failed) - _TOLD
-        print(f"filmstrip: {more} more not drawn: {folder}/manifest.json", file=sys.stderr)
-    if report.failed:
+    failures = [one for one in report.failed if named or not one.nothing]
+    for failed in failures[:_TOLD]:
+        typer.echo(f"filmstrip: {failed.job.path}: {failed.error}", err=True)
+    if len(failures) > _TOLD:
+        more = len(failures) - _TOLD
+        typer.echo(f"filmstrip: {more} more not drawn: {folder}/manifest.json", err=True)
+    if failures:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM, by which SLURM ends a job, interrupt as Ctrl-C does, with exit code 143."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ended = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal ended
+        if not ended:  # what a first one began is not interrupted by a second one
+            ended = True
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not ended:
+            raise
+        raise typer.Exit(128 + signal.SIGTERM) from None
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _beside(run: str) -> Path:

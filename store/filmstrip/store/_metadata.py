@@ -15,7 +15,7 @@ from typing import Any
 
 from filmstrip.store._names import METADATA
 from filmstrip.store._place import LocalPlace, Place, checked_part
-from filmstrip.store.errors import FormatError, NotARunError, RunNotFoundError
+from filmstrip.store.errors import FormatError, NotARunError, RunNotFoundError, StoreError
 
 FORMAT = 1
 Json = dict[str, Any]
@@ -254,16 +254,46 @@ def run_attributes(place: Place, file: MetadataFile | None = None) -> Json:
             reason = "it is a file" if place.path.is_file() else f"it has no {METADATA}"
             raise NotARunError(str(place), reason)
         raise RunNotFoundError(str(place))
-    described = document.get("attributes")
-    attributes = described.get("filmstrip") if isinstance(described, dict) else None
-    if not isinstance(attributes, dict):
-        raise NotARunError(str(place), "it is a Zarr group of something else")
+    attributes = _ours(document)
+    if attributes is None or not _names_run(attributes):
+        raise NotARunError(str(place), _part_or_other(place, ours=attributes is not None))
     version = attributes.get("format")
     if not isinstance(version, int) or version > FORMAT:
         reason = f"it has format {version}, this filmstrip reads up to {FORMAT}; upgrade it"
         raise FormatError(str(place), reason)
     check_root(place, attributes)
     return attributes
+
+
+def _ours(document: Json) -> Json | None:
+    """Return what a document says for filmstrip, None when it says nothing."""
+    described = document.get("attributes")
+    attributes = described.get("filmstrip") if isinstance(described, dict) else None
+    return attributes if isinstance(attributes, dict) else None
+
+
+def _names_run(attributes: Json) -> bool:
+    """Whether attributes are those of a root, damaged perhaps, and not of a part of a run."""
+    return "format" in attributes or "run_id" in attributes
+
+
+def _part_or_other(place: Place, *, ours: bool) -> str:
+    """Say what a group or an array is that is no run, and which run it is a part of."""
+    for folder in place.path.absolute().parents if isinstance(place, LocalPlace) else ():
+        try:
+            document = read_json(LocalPlace(folder) / METADATA)
+        except StoreError:
+            document = None
+        if document is None:  # a part lies in groups only
+            break
+        attributes = _ours(document)
+        if attributes is not None and _names_run(attributes):
+            return f"it is a part of one; open {folder}"
+    return (
+        "it is a part of one; open the run itself"
+        if ours
+        else "it is a Zarr group of something else"
+    )
 
 
 def check_root(place: Place, attributes: Json) -> None:

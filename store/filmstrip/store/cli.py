@@ -5,8 +5,10 @@ Other portions add commands through the entry points of the group ``filmstrip.co
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import entry_points, version
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -63,17 +65,32 @@ def main() -> None:
             say(f"filmstrip: no command {point.name!r}: {error}", err=True)
     from filmstrip.store.errors import StoreError
 
+    if isinstance(sys.stdout, TextIOWrapper):  # which may know less than the words that are shown
+        sys.stdout.reconfigure(errors="replace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:  # a process may be started without one
+                sys.stdout.flush()  # while an error can be told still
     except StoreError as error:
         sys.exit(_complain(error))
     except ImportError as error:
         if error.name != "obstore":  # which an extra brings; anything else is a defect
             raise
         sys.exit(_complain(error))
-    except BrokenPipeError:
-        sys.stderr.close()
+    except OSError as error:
+        if error.filename is not None or sys.stdout is None:  # it was another file
+            raise
+        _discard_output()
+        if not isinstance(error, BrokenPipeError):
+            say(f"filmstrip: cannot write the output: {error.strerror or error}", err=True)
         sys.exit(1)
+
+
+def _discard_output() -> None:
+    """Let what is still buffered go nowhere, or Python complains of it once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(error: Exception) -> int:

@@ -230,14 +230,15 @@ def _pick(arranged: Arrangement, spec: GridSpec, every: int) -> tuple[npt.NDArra
     count = values.shape[0]
     if spec.channels == "all":
         return values, list(range(0, count * every, every))
+    of = f" of {spec.layer}" if spec.layer else ""
     if not arranged.flat:
-        asked = pick_entries(spec.channels, count * every, arranged.group)
+        asked = pick_entries(spec.channels, count * every, f"{arranged.group}{of}")
         names = [name for name in asked if name % every == 0]
         if not names:
             raise SourceError(f"{arranged.group} {asked[0]} was not kept: one of {every} was")
         return values[[name // every for name in names]], names
     axis = _picked_axis(arranged)
-    entries = pick_entries(spec.channels, values.shape[axis], "channel")
+    entries = pick_entries(spec.channels, values.shape[axis], f"channel{of}")
     return values.take(entries, axis=axis), entries
 
 

@@ -115,8 +115,10 @@ def draw_several(
     most = MOST.get(spec.view, _MOST_AXES)
     shown = several[:most]
     parts = [spec.kind] if spec.kind else []
-    parts.append(f"{len(shown)} of {len(several)}" if len(several) > most else f"{len(several)}")
-    parts[-1] += " lines" if spec.view == "overlay" else " side by side, each with its own range"
+    if len(several) > 1:
+        count = f"{len(shown)} of {len(several)}" if len(several) > most else f"{len(several)}"
+        lines = spec.view == "overlay"
+        parts.append(f"{count} {'lines' if lines else 'side by side, each with its own range'}")
     parts += _common_words([counts for _, counts in shown], spec)
     parts += [f"nothing in {', '.join(missing[:3])}{' …' * (len(missing) > 3)}"] if missing else []
     caption = Caption(title, tuple(parts), "")
