@@ -10,8 +10,9 @@ import sys
 import tracemalloc
 import warnings
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import h5py
@@ -172,6 +173,52 @@ def test_harmless_things_beside_the_weights_are_no_obstacle(tmp_path: Path) -> N
     ingested(tmp_path / "run.zarr", tmp_path / "epoch=3-step=1200.ckpt")
 
     holds(tmp_path / "run.zarr", 1200, {"fc.weight": weight.numpy()})
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_paths_arrays_and_states_of_generators_are_no_obstacle(tmp_path: Path, new: bool) -> None:
+    weight = torch.randn(2, 2)
+    beside = {
+        "args": argparse.Namespace(out=tmp_path, flags=[PureWindowsPath("C:/x")]),
+        "generator": np.random.default_rng(0).bit_generator.state,
+        "legacy": np.random.RandomState(0).get_state(),
+        "curve": np.arange(3.0),
+        "names": np.array(["a", None], dtype=object),
+        "best": np.float16(0.5),
+    }
+    weights: defaultdict[str, Any] = defaultdict(list, {"fc.weight": weight})
+    contents = {"state_dict": weights, **beside}
+    torch.save(contents, tmp_path / "step-1.pt", _use_new_zipfile_serialization=new)
+
+    ingested(tmp_path / "run.zarr", tmp_path / "step-1.pt")
+
+    holds(tmp_path / "run.zarr", 1, {"fc.weight": weight.numpy()})
+
+
+@pytest.mark.parametrize("home", ["model_state_dict", "net"])
+def test_a_tensor_beside_the_model_is_left_out(
+    tmp_path: Path, state: dict[str, torch.Tensor], wanted: dict[str, npt.ArrayLike], home: str
+) -> None:
+    moments = {"state": {0: {"exp_avg": torch.ones(3)}}}
+    beside = {"optimizer_state_dict": moments, "epoch": 1, "loss": torch.tensor(0.5)}
+    torch.save({home: state, **beside}, tmp_path / "step-1.pt")
+
+    assert "2 outside of the model" in ingested(tmp_path / "run.zarr", tmp_path / "step-1.pt")
+    holds(tmp_path / "run.zarr", 1, wanted)
+
+
+@pytest.mark.parametrize("optimizer", ["optimizer_{}", "optimizer{}_state_dict"])
+def test_optimizers_of_several_networks_are_left_out(tmp_path: Path, optimizer: str) -> None:
+    weight = torch.randn(2, 2)
+    moments = {"state": {0: {"exp_avg": torch.ones(3)}}}
+    optimizers = {optimizer.format(which): moments for which in "GD"}
+    contents = {"netG": {"w": weight}, "netD": {"w": weight + 1}, **optimizers}
+    torch.save(contents, tmp_path / "step-1.pt")
+
+    ingested(tmp_path / "run.zarr", tmp_path / "step-1.pt")
+
+    both = {"netG.w": weight.numpy(), "netD.w": (weight + 1).numpy()}
+    holds(tmp_path / "run.zarr", 1, both)
 
 
 def test_every_dtype_of_a_pytorch_file_is_widened_as_the_store_does(tmp_path: Path) -> None:
@@ -598,6 +645,26 @@ def test_a_checkpoint_of_tensorflow_1_leaves_out_the_slots(tmp_path: Path) -> No
 # Steps, several checkpoints, runs that are there
 
 
+@pytest.mark.parametrize("model", ["pytorch_model.bin", "model.safetensors"])
+def test_what_a_trainer_keeps_beside_the_model_is_no_other_checkpoint(
+    tmp_path: Path, model: str
+) -> None:
+    folder = tmp_path / "checkpoint-500"
+    folder.mkdir()
+    weights = {"fc.weight": torch.randn(2, 3)}
+    (save_file if model.endswith("safetensors") else torch.save)(weights, folder / model)
+    for name in (
+        *("optimizer.bin", "optimizer_1.bin", "scheduler.bin", "scheduler_1.bin", "scaler.pt"),
+        *("sampler.bin", "sampler_1.bin", "dl_state_dict.bin", "dl_state_dict_1.bin"),
+        *("rng_state.pth", "rng_state_0.pth", "rng_state_11.pth", "training_args.bin"),
+    ):
+        torch.save({"a": torch.ones(3)}, folder / name)
+
+    ingested(tmp_path / "run.zarr", folder)
+
+    holds(tmp_path / "run.zarr", 500, {"fc.weight": weights["fc.weight"].numpy()})
+
+
 @pytest.fixture
 def series(tmp_path: Path) -> Callable[..., list[Path]]:
     """Return what writes checkpoints whose one weight is full of its step."""
@@ -816,6 +883,8 @@ def test_given_steps_stand_for_those_of_names(
     [
         (["last.pt"], [], "no step in this name; say it with --step"),
         (["resnet50.pt"], [], "no step in this name"),
+        (["step_100k.pt"], [], "no step in this name"),
+        (["iter-2M.pt"], [], "no step in this name"),
         (["a_3_7.pt"], [], "which of 3 and 7 is the step? Say it with --step"),
         (["step-1.pt", "step_1.pt"], [], "are both of step 1"),
         (["epoch-1.pt", "step-100.pt"], [], "counts epochs and"),

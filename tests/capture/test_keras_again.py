@@ -9,6 +9,7 @@ from zipfile import ZipFile
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from capture.keras_training import L, compiled, fit, network
 
 from filmstrip.capture import PlanError, UnsupportedModelError
@@ -20,6 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # Keras' own
 ]
 EAGER = {"run_eagerly": True}
+GRAPH = {"jit_compile": False}
 
 
 def test_a_model_that_is_compiled_anew_goes_on_in_the_same_run(run: str) -> None:
@@ -33,6 +35,26 @@ def test_a_model_that_is_compiled_anew_goes_on_in_the_same_run(run: str) -> None
     opened = open_run(run)
     assert opened.steps("gradients").tolist() == list(range(0, 18, 2))
     assert opened.scalars["loss"].steps.tolist() == list(range(18))
+
+
+@pytest.mark.parametrize(("parts", "scaled"), [(2, False), (2, True), (None, True)])
+def test_an_optimizer_that_accumulates_or_scales_goes_on_in_the_same_run(
+    run: str, parts: int | None, scaled: bool
+) -> None:
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=parts)
+    if scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0)
+    model = keras.Sequential([keras.Input((3,)), L.Dense(2, name="fc")])
+    model.compile(optimizer, "mse", **EAGER)
+    capture = Capture(run, every=1, if_exists="fail")
+    for _ in range(2):
+        x, y = np.ones((16, 3), np.float32), np.ones((16, 2), np.float32)
+        model.fit(x, y, batch_size=4, verbose=0, callbacks=[capture])
+    capture.close()
+
+    opened = open_run(run)
+    assert opened.steps("weights").tolist() == list(range(8 // (parts or 1)))
+    assert opened.steps("gradients").tolist() == opened.steps("weights").tolist()
 
 
 def test_where_layers_are_frozen_by_a_callback_a_new_run_begins(
@@ -91,6 +113,47 @@ def test_a_model_without_a_train_step_is_refused(run: str, model: Any, message: 
         Capture(run, model=model)
 
     assert not Path(run).exists()
+
+
+class Counter(L.Layer):  # type: ignore[misc]
+    """Counts its calls in a variable of Keras and in one of TensorFlow, and in a random state."""
+
+    def build(self, shape: Any) -> None:
+        """Begin to count."""
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+        self.others = tf.Variable(0.0, trainable=False)
+        self.seeds = keras.random.SeedGenerator(0)
+
+    def call(self, x: Any) -> Any:
+        """Return what depends on all of them."""
+        self.calls.assign_add(1.0)
+        self.others.assign_add(1.0)
+        noise = keras.random.uniform((), seed=self.seeds)
+        return x * (1 + self.calls + keras.ops.convert_to_tensor(self.others) + noise) / 16
+
+
+@pytest.mark.parametrize("keywords", [EAGER, GRAPH, {"jit_compile": True}])
+@pytest.mark.parametrize("what", ["counter", "stateful"])
+def test_a_probe_leaves_what_a_model_remembers_as_it_was(
+    run: str, what: str, keywords: dict[str, Any]
+) -> None:
+    x = np.random.default_rng(0).normal(size=(16, 5, 2)).astype(np.float32)
+
+    def train(callbacks: list[Any]) -> list[Any]:
+        keras.utils.set_random_seed(0)
+        remembering = [Counter(), L.Flatten()] if what == "counter" else [L.LSTM(3, stateful=True)]
+        model = keras.Sequential([keras.Input((5, 2), batch_size=4), *remembering, L.Dense(1)])
+        model.compile("sgd", "mse", **keywords)
+        history = model.fit(
+            *(x, x[:, 0, :1]), batch_size=4, epochs=2, shuffle=False, verbose=0, callbacks=callbacks
+        ).history
+        return [history["loss"], *model.get_weights()]
+
+    plain, captured = train([]), train([Capture(run, every=2, probe=x[4:8])])
+
+    for mine, theirs in zip(captured, plain, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+    assert open_run(run).steps("activations").tolist() == [0, 2, 4, 6]
 
 
 def test_a_probe_that_is_no_array_of_numbers_is_refused(run: str) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import tensorflow as tf
 from capture.keras_training import L, digits, network
 
-from filmstrip.capture import PlanError, UnsupportedModelError
+from filmstrip.capture import CaptureError, PlanError, UnsupportedModelError
 from filmstrip.capture._budget import COUNT_BYTES, Order, Take
 from filmstrip.capture._survey import view
 from filmstrip.capture.keras._layers import underlying
@@ -257,6 +258,27 @@ def test_a_method_of_an_object_can_be_wrapped(run: str) -> None:
     assert counts.tolist() == [2.0, 10.0, 6.0]
 
 
+@pytest.mark.parametrize("form", ["function", "method"])
+def test_arguments_of_a_signature_can_be_given_by_name(run: str, form: str) -> None:
+    tower = Tower()
+    signature = [tf.TensorSpec((None, 3)), tf.TensorSpec(())]
+
+    class Trainer:
+        @tf.function(input_signature=signature)  # type: ignore[untyped-decorator]
+        def step(self, x: Any, scale: Any) -> Any:
+            return tower(x) * scale
+
+    function = tf.function(lambda x, scale: tower(x) * scale, input_signature=signature)
+    with Capture(tower, run=run, every=1) as capture:
+        step = capture.wrap(Trainer().step if form == "method" else function)
+        by_name = step(x=tf.ones((2, 3)), scale=tf.constant(2.0))
+        half = step(tf.ones((2, 3)), scale=tf.constant(2.0))
+
+    np.testing.assert_array_equal(by_name, 2 * tower(tf.ones((2, 3))))
+    np.testing.assert_array_equal(half, by_name)
+    assert open_run(run).steps("activations").tolist() == [0, 1]
+
+
 def test_pause_resume_and_the_step_of_a_checkpoint(run: str) -> None:
     tower = Tower()
     with Capture(tower, run=run, every=1, step=10) as capture:
@@ -288,6 +310,52 @@ def test_an_error_of_a_step_is_the_loops_own_and_the_step_is_not_counted(run: st
         step(tf.ones((1, 3)))
 
     assert open_run(run).steps("activations").tolist() == [0, 1]
+
+
+def test_an_error_of_the_first_step_leaves_no_second_one(run: str) -> None:
+    tower = Tower()
+    bias = tower.layers[1].b
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def train_step(x: Any) -> Any:
+        moved = bias.assign_add([1.0, 1.0])
+        with tf.control_dependencies([moved]):
+            x = tf.debugging.check_numerics(x, "no number")
+        return tower(x)
+
+    with Capture(tower, run=run, every=1) as capture:
+        step = capture.wrap(train_step)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="no number"):
+            step(np.nan * tf.ones((1, 3)))
+        assert bias.numpy().tolist() == [1.0, 1.0]
+        step(tf.ones((1, 3)))
+
+    assert open_run(run).weights["layers.1.b"].frame(0).tolist() == [1.0, 1.0]
+
+
+def test_a_step_that_is_compiled_only_without_taps_is_run_without(run: str) -> None:
+    class Spoken(L.Layer):  # type: ignore[misc]
+        """Where it is overheard, uses words, which XLA knows nothing of."""
+
+        def call(self, x: Any) -> Any:
+            heard = "filmstrip" in L.Layer.__call__.__module__
+            return tf.strings.to_number(tf.as_string(x)) if heard else x
+
+    layer = Spoken()
+    count = tf.Variable(0)
+
+    @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
+    def train_step(x: Any) -> Any:
+        count.assign_add(1)
+        return layer(x)
+
+    capture = Capture(layer, run=run, every=1)
+    step = capture.wrap(train_step)
+    for number in (1, 2):
+        np.testing.assert_array_equal(step(tf.ones((2, 3))), np.ones((2, 3)))
+        assert count.numpy() == number
+    with pytest.raises(CaptureError, match="unsupported operations"):
+        capture.close()
 
 
 @pytest.mark.parametrize(
@@ -334,6 +402,32 @@ def test_capture_that_is_off_gives_the_function_back(run: str) -> None:
     assert Capture(3, run=run, enabled=False).wrap(function) is function
 
 
+@pytest.mark.parametrize("way", ["eager", "graph"])
+def test_a_probe_puts_back_what_a_module_counts(run: str, way: str) -> None:
+    class Counting(tf.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.affine = Affine(3, 2)
+            self.norm = L.BatchNormalization()
+            self.norm.build((None, 2))
+            self.calls = tf.Variable(0, trainable=False)
+
+        def __call__(self, x: Any) -> Any:
+            self.calls.assign_add(1)
+            return self.norm(self.affine(x), training=True)
+
+    model = Counting()
+    with Capture(model, run=run, every=1, probe=(np.full((2, 3), 9.0, np.float32),)) as capture:
+        step = capture.wrap(WAYS[way](lambda x: model(x)))
+        for _ in range(3):
+            step(tf.ones((5, 3)))
+
+    assert model.calls.numpy() == 3
+    moved = (1 - 0.99**3) * 3 / 8  # towards the mean of the batches alone
+    np.testing.assert_allclose(model.norm.moving_mean.numpy(), [moved] * 2, rtol=1e-5)
+    assert open_run(run).steps("activations").tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize("form", ["array", "tuple"])
 def test_a_probe_of_a_module_gives_the_frames(run: str, form: str) -> None:
     tower = Tower()
@@ -369,6 +463,8 @@ def train(path):
         model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=False)
     callbacks = [Capture(path, every=1, samples=8)] if path else []
     model.fit(x, y, batch_size=8, epochs=1, verbose=0, shuffle=False, callbacks=callbacks)
+    for callback in callbacks:
+        callback.close()
     return [w.value.numpy() for w in model.weights]
 
 plain = train(None)
@@ -565,6 +661,63 @@ def test_a_plain_session_is_captured_while_it_is_asked_for(run: str) -> None:
     opened = open_run(run)
     assert opened.steps("gradients").tolist() == [0, 1]
     assert opened.scalars["loss"].steps.tolist() == [0]
+
+
+@pytest.mark.parametrize("way", ["hook", "session"])
+def test_what_a_run_does_not_need_is_not_computed_for_it(run: str, way: str) -> None:
+    v1 = tf.compat.v1
+
+    def train(*, captured: bool) -> tuple[list[float], float]:
+        """Return what is left of a pipeline of validation, and the weight."""
+        with tf.Graph().as_default() as graph:
+            v1.train.get_or_create_global_step()
+            x = v1.placeholder(tf.float32, (None, 1), name="x")
+            given = v1.placeholder(tf.float32, (None, 1), name="given")
+            numbers = tf.data.Dataset.range(4).map(lambda i: tf.cast(i, tf.float32)[None, None])
+            held_out = v1.data.make_one_shot_iterator(numbers).get_next()
+            w = v1.get_variable("w", initializer=tf.ones((1, 1)))
+            loss = tf.reduce_sum(tf.matmul(x, w, name="train"))
+            check = tf.matmul(held_out, w, name="check")
+            tf.matmul(given, w, name="idle")
+            update = v1.train.GradientDescentOptimizer(0.0625).minimize(loss)
+            if way == "hook":
+                hooks = [CaptureHook(run, every=1)] if captured else []
+                with v1.train.MonitoredSession(hooks=hooks) as session:
+                    for _ in range(3):
+                        session.run(update, {x: np.ones((2, 1))})
+                    return [session.run(check).item() for _ in range(4)], session.run(w).item()
+        with v1.Session(graph=graph) as session, graph.as_default():
+            session.run(v1.global_variables_initializer())
+            with capture_session(session, run, every=1) if captured else nullcontext():
+                session.run(update, {x: np.ones((2, 1))})
+                session.run([update], feed_dict={"x:0": np.ones((2, 1))})
+                session.run({"named": update.name}, {x: np.ones((2, 1))})
+                return [session.run(check).item() for _ in range(4)], session.run(w).item()
+
+    assert train(captured=True) == train(captured=False)
+    opened = open_run(run)
+    assert opened.layers("activations") == ["train"]
+    assert [opened.weights["w"].frame(step).item() for step in range(3)] == [1, 0.875, 0.75]
+    assert opened.gradients["w"].frame(2).item() == 2.0
+
+
+def test_what_a_run_is_fed_is_not_computed(run: str) -> None:
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, (None, 1), name="x")
+        w = v1.get_variable("w", initializer=tf.ones((1, 1)))
+        below = tf.nn.relu(tf.matmul(x, w, name="below"), name="cut")
+        loss = tf.reduce_sum(tf.matmul(below, w, name="above"))
+        update = v1.train.GradientDescentOptimizer(0.5).minimize(loss, var_list=[w])
+        direct = v1.assign_sub(w, tf.reduce_sum(tf.matmul(below, w, name="tail"))[None, None])
+        session.run(v1.global_variables_initializer())
+        with capture_session(session, run, every=1):
+            session.run(update, {x: np.ones((2, 1))})
+            session.run(direct, {below: np.full((2, 1), 3.0)})
+
+    opened = open_run(run)
+    assert opened.activations["below"].steps.tolist() == [0]
+    assert opened.layers("activations") == ["below", "cut", "above"]
 
 
 def test_a_selector_that_matches_no_operation_is_refused(run: str) -> None:

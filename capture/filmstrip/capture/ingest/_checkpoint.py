@@ -21,7 +21,8 @@ _FLOATS = frozenset({"float16", "float32", "float64", "complex64"}) | frozenset(
 _QUANTIZED = frozenset({"int8", "uint8"})
 _INTEGERS = re.compile(r"u?int\d+|bool")
 _TRAINERS = re.compile(
-    r"optimi[sz]ers?|optim|opt_state|optimi[sz]er_states?|.*(?:lr_|_|^)schedulers?|(?:grad_)?scaler"
+    r"(?:optimi[sz]ers?(?:_?(?:[a-z]|\d+))?|optim(?:_(?:[a-z]|\d+))?"
+    r"|.*(?:lr_|_|^)schedulers?|(?:grad_)?scaler)(?:_states?(?:_dicts?)?)?|opt_state(?:_dict)?"
 )
 HOMES = ("state_dict", "model_state_dict", "model", "module", "model_state", "net", "network")
 """Under which of its keys a checkpoint holds the model, the first one first."""
@@ -34,6 +35,8 @@ def of_trainer(part: str) -> bool:
     --------
     >>> of_trainer("optimizer"), of_trainer("lr_schedulers"), of_trainer("optimus")
     (True, True, False)
+    >>> of_trainer("optimizer_state_dict"), of_trainer("optimizerG_state_dict")
+    (True, True)
     """
     return _TRAINERS.fullmatch(part.lower()) is not None
 

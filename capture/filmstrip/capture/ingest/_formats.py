@@ -30,7 +30,13 @@ _NAMES = tuple(
     f"*.{ending}"
     for ending in ("safetensors", "bin", "pt", "pth", "ckpt", "keras", "h5", "npz", "index")
 )
-_TRAINING = frozenset({"training_args", "rng_state", "trainer_state"})
+_TRAINING = frozenset(
+    {
+        *("training_args", "trainer_state", "rng_state", "random_states"),
+        *("sampler", "dl_state_dict"),
+    }
+)
+_OF_A_RANK = re.compile(r"_\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +154,8 @@ def _in_folder(folder: Path) -> Found:
     found: dict[Path, Found] = {}
     errors: list[CheckpointError] = []
     for file in files:
-        if not of_trainer(file.stem.partition(".")[0]) and file.stem not in _TRAINING:
+        stem = _OF_A_RANK.sub("", file.stem.partition(".")[0])
+        if not of_trainer(stem) and stem not in _TRAINING:
             try:
                 one = _at(file)
             except CheckpointError as error:

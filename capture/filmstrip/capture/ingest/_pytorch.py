@@ -11,20 +11,48 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from filmstrip.capture.ingest._checkpoint import HOMES, Checkpoint, of_trainer
 from filmstrip.store._names import canonical
 
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-_NUMPY = np.core if np.lib.NumpyVersion(np.__version__) < "2.0.0" else np._core  # type: ignore[attr-defined]
+
+
+class _Nothing:
+    """Takes the place of what holds no weights and need not be made: paths, arrays of NumPy.
+
+    An array can be told to begin anywhere in memory, and a path of Windows is one only there.
+    """
+
+    def __init__(self, *made_of: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _plain_dict(*made_of: object) -> dict[object, object]:
+    """Take the place of a dict with a default."""
+    return {}
+
+
 # What checkpoints hold beside tensors, and what cannot do anything when it is made.
-_HARMLESS = [
-    argparse.Namespace,
-    np.dtype,
-    _NUMPY.multiarray.scalar,
-    *(type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8", "?")),
+_HARMLESS: list[Any] = [
+    *(argparse.Namespace, dict, float, int, list),
+    (_plain_dict, "collections.defaultdict"),
+    *((_Nothing, f"numpy.{name}") for name in ("dtype", "ndarray")),
+    *(
+        (_Nothing, f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
+    *(
+        (_Nothing, f"{module}.{pure}{system}Path")
+        for module in ("pathlib", "pathlib._local")
+        for pure in ("", "Pure")
+        for system in ("Posix", "Windows")
+    ),
 ]
 
 
@@ -102,13 +130,17 @@ def _load(part: Path) -> Any:
 
 
 def _model(loaded: Any) -> Any:
-    """Return the part of a checkpoint that is the model."""
-    while isinstance(loaded, Mapping) and not any(map(_is_tensor, loaded.values())):
-        homes = [key for key in HOMES if any(True for _ in _tensors(loaded.get(key)))]
+    """Return the part of a checkpoint that is the model, whatever lies beside it."""
+    while isinstance(loaded, Mapping):
+        homes = [key for key in HOMES if _holds_tensors(loaded.get(key))]
         if not homes:
             return loaded
         loaded = loaded[homes[0]]
     return loaded
+
+
+def _holds_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and any(True for _ in _tensors(value))
 
 
 def _tensors(
@@ -125,10 +157,6 @@ def _tensors(
     elif everything and isinstance(state, list | tuple):
         for value in state:
             yield from _tensors(value, path, everything=True)
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, torch.Tensor)
 
 
 def _said(loaded: Any) -> str:

@@ -17,7 +17,7 @@ _LABELS = {
     "epoch": r"epochs?|ep",
 }
 _LABELLED = {
-    unit: re.compile(rf"(?<![a-z])(?:{label})[-_=. ]?(\d+)(?![\d])", re.IGNORECASE)
+    unit: re.compile(rf"(?<![a-z])(?:{label})[-_=. ]?(\d+)(?![\da-z])", re.IGNORECASE)
     for unit, label in _LABELS.items()
 }
 _ALONE = re.compile(r"(?<![^\W_])(\d+)(?![^\W_])")

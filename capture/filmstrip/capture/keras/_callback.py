@@ -236,7 +236,10 @@ class Capture(keras.callbacks.Callback):  # type: ignore[misc]
         try:
             engine.remove()
             optimizer = optimizers[0] if (optimizers := engine.optimizers) else None
-            self._reached = (engine.agent.state_dict()["step"], optimizer, steps_counted(optimizer))
+            step, counted = engine.agent.state_dict()["step"], steps_counted(optimizer)
+            if engine.agent._session is not None and engine.agent._clock._read is not None:
+                step = counted  # the clock still says the last step, until it reads the next
+            self._reached = (step, optimizer, counted)
             if self._settings is not None and engine.agent.path is not None:
                 self._settings = replace(self._settings, run=engine.agent.path, if_exists="resume")
         finally:

@@ -33,8 +33,12 @@ def optimizers_in(model: keras.Model) -> list[Any]:
 
 
 def steps_counted(optimizer: Any) -> int:
-    """Return the steps that an optimizer has counted."""
-    return 0 if optimizer is None else int(optimizer.iterations.value)
+    """Return the steps that an optimizer has counted, or reckons where it accumulates gradients."""
+    if optimizer is None:
+        return 0
+    iterations = optimizer.iterations
+    count = getattr(iterations, "value", iterations)
+    return int(count if hasattr(type(count), "__int__") else count.numpy())  # of several replicas
 
 
 def trained_in(model: keras.Model) -> list[object]:

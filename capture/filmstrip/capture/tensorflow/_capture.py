@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Collection, Mapping
 from operator import index
@@ -345,6 +346,7 @@ class Capture(Agent):
 
         if python is function:
             return traced
+        traced.__signature__ = inspect.signature(python)  # type: ignore[attr-defined]
         graph: Callable[..., tuple[R, Mapping[int, Any]]] = tf.function(
             traced,
             autograph=getattr(function, "_autograph", True),

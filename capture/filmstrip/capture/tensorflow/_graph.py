@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,18 +46,25 @@ class Nodes:
         """Return whether to compute something changes a variable."""
         if not self.updates:
             return True
-        waiting = [_operation(fetch) for fetch in tf.nest.flatten(fetches)]
-        seen: set[str] = set()
-        while waiting:
-            operation = waiting.pop()
-            if operation is None or operation.name in seen:
-                continue
-            if operation.name in self.updates:
-                return True
-            seen.add(operation.name)
-            waiting += [tensor.op for tensor in operation.inputs]
-            waiting += operation.control_inputs
-        return False
+        return any(operation.name in self.updates for operation in _computed(fetches))
+
+    def reached(self, fetches: Any, feeds: Iterable[Any]) -> list[Node]:
+        """Return of what is not a weight the nodes that a run needs in any case.
+
+        Parameters
+        ----------
+        fetches : nested structure
+            What the run computes.
+        feeds : iterable
+            What it is given; what would compute that is not run.
+        """
+        graph = tf.compat.v1.get_default_graph()
+        flat = tf.nest.flatten(list(feeds), expand_composites=True)
+        fed = frozenset(graph.as_graph_element(feed).name for feed in flat)
+        names: set[str] = set()
+        for operation in _computed(fetches, fed):
+            names.update(tensor.name for tensor in (*operation.inputs, *operation.outputs))
+        return [node for node in self.others if node.tensor.name in names]
 
 
 def nodes_of(graph: Any, settings: Settings) -> Nodes:
@@ -125,6 +132,20 @@ def _gradient_of(operation: Any) -> int | None:
         if name in names:
             return names.index(name)
     return None
+
+
+def _computed(fetches: Any, fed: frozenset[str] = frozenset()) -> Iterator[Any]:
+    """Yield the operations that a run needs, given tensors of these names."""
+    waiting = [_operation(fetch) for fetch in tf.nest.flatten(fetches)]
+    seen: set[str] = set()
+    while waiting:
+        operation = waiting.pop()
+        if operation is None or operation.name in seen:
+            continue
+        seen.add(operation.name)
+        yield operation
+        waiting += [tensor.op for tensor in operation.inputs if tensor.name not in fed]
+        waiting += operation.control_inputs
 
 
 def _operation(fetch: Any) -> Any:

@@ -18,6 +18,7 @@ from filmstrip.capture.keras._layers import (
     first_places,
     known_once,
     layers_of,
+    underlying,
     variables_of,
 )
 from filmstrip.store._names import canonical
@@ -87,6 +88,19 @@ def select_built(model: Any, settings: Settings) -> Selection:
         if all(getattr(layer.module, "built", True) for layer, _ in _layers(model)):
             raise
         return Selection((), ())
+
+
+def state_of(model: Any) -> list[Any]:
+    """Return the variables that a call may change: those not trained, and what layers remember."""
+    inside = [model] if isinstance(model, keras.layers.Layer) else dict(_inside(model)).values()
+    found = [] if isinstance(model, keras.layers.Layer) else [*model.variables]
+    for layer in (one for one in inside if isinstance(one, keras.layers.Layer)):
+        found += layer.non_trainable_variables
+        for inner in layer._flatten_layers():
+            held = [*vars(inner).values(), *tf.nest.flatten(getattr(inner, "states", None) or ())]
+            found += [value for value in held if isinstance(value, keras.Variable | tf.Variable)]
+    changing = [underlying(value) for value in found if not value.trainable]
+    return list({id(value): value for value in changing}.values())
 
 
 def _layers(model: Any) -> Iterator[tuple[Layer, bool]]:

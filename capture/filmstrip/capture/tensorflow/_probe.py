@@ -13,6 +13,7 @@ from filmstrip.capture._row import Kept
 from filmstrip.capture.errors import PlanError
 from filmstrip.capture.keras._layout import input_layout
 from filmstrip.capture.tensorflow._images import whole_frame
+from filmstrip.capture.tensorflow._model import state_of
 from filmstrip.capture.tensorflow._taps import named_leaves
 from filmstrip.store import FrameSpec
 
@@ -56,7 +57,16 @@ class Probe:
         }
 
     def run(self) -> None:
-        """Call the model as for inference."""
+        """Call the model as for inference; what the call changes of it is put back."""
+        held = [_here(variable) for variable in state_of(self._model)]
+        saved = [tf.identity(variable) for variable in held]
+        try:
+            self._call()
+        finally:
+            for variable, before in zip(held, saved, strict=True):
+                variable.assign(before)
+
+    def _call(self) -> None:
         if isinstance(self._model, keras.layers.Layer):
             self._model(self._inputs, training=False)
             return
@@ -74,6 +84,13 @@ def _numbers(array: Any) -> Any:
     if tensor.dtype == tf.string:
         raise TypeError("text is not kept")
     return tensor
+
+
+def _here(variable: Any) -> Any:
+    """Return a variable's copy of the replica that runs; others put back their own."""
+    if tf.distribute.has_strategy() and isinstance(variable, tf.distribute.DistributedValues):
+        return variable._get()
+    return variable
 
 
 def _converted(call: Any) -> Any:

@@ -85,8 +85,8 @@ class CaptureHook(Agent, tf.compat.v1.train.SessionRunHook):  # type: ignore[mis
     """Records activations, weights and gradients of a session of TensorFlow 1.
 
     Give it to a ``MonitoredSession`` or an estimator. Every run that changes a variable is a step;
-    what is due is fetched with it, which adds no operation to the graph. Weights are fetched just
-    before, since they change in the run itself.
+    what is due is fetched with it, as far as it is computed anyway, which adds no operation to the
+    graph and to the run. Weights are fetched just before, since they change in the run itself.
 
     Parameters
     ----------
@@ -111,14 +111,14 @@ class CaptureHook(Agent, tf.compat.v1.train.SessionRunHook):  # type: ignore[mis
     >>> folder, v1 = tempfile.TemporaryDirectory(), tf.compat.v1
     >>> with tf.Graph().as_default():
     ...     w = v1.get_variable("w", initializer=[[2.0]])
-    ...     loss = tf.reduce_sum(tf.matmul([[3.0]], w, name="fc"))
+    ...     loss = tf.reduce_sum(tf.matmul([[3.0]], w, name="fc") ** 2)
     ...     train = v1.train.GradientDescentOptimizer(0.1).minimize(loss)
     ...     hook = CaptureHook(f"{folder.name}/run.zarr", every=1)
     ...     with v1.train.MonitoredSession(hooks=[hook]) as session:
     ...         _ = session.run(train)
     >>> run = open_run(f"{folder.name}/run.zarr")
     >>> run.activations["fc"].frame(0), run.weights["w"].frame(0), run.gradients["w"].frame(0)
-    (array([[6.]], dtype=float32), array([[2.]], dtype=float32), array([[3.]], dtype=float32))
+    (array([[6.]], dtype=float32), array([[2.]], dtype=float32), array([[36.]], dtype=float32))
     >>> folder.cleanup()
     """
 
@@ -134,6 +134,7 @@ class CaptureHook(Agent, tf.compat.v1.train.SessionRunHook):  # type: ignore[mis
         self._tap: _GraphTap | None = None
         self._nodes: Nodes | None = None
         self._due: dict[Node, Any] = {}
+        self._asked: list[Node] = []
         self._trains = self._armed = False
         if not switched_off(os.environ):
             self._settings = settle(code, environment=os.environ, command={})
@@ -196,7 +197,7 @@ class CaptureHook(Agent, tf.compat.v1.train.SessionRunHook):  # type: ignore[mis
 
     def _ask(self, session: Any, args: Any) -> list[Any]:
         """Fetch weights, and return the tensors that the run must fetch besides."""
-        self._due, self._trains, self._armed = {}, False, False
+        self._due, self._asked, self._trains, self._armed = {}, [], False, False
         if self._tap is None or self._closed:
             return []
         try:
@@ -206,14 +207,15 @@ class CaptureHook(Agent, tf.compat.v1.train.SessionRunHook):  # type: ignore[mis
                 weights = self._tap.nodes.weights
                 read = session.run([node.tensor for node in weights])
                 self._due = dict(zip(weights, read, strict=True))
-                return [node.tensor for node in self._tap.nodes.others]
+                self._asked = self._tap.nodes.reached(args.fetches, args.feed_dict or ())
+                return [node.tensor for node in self._asked]
         except Exception as error:
             self._tap.recorder.trip("a run could not be prepared", error)
         return []
 
     def _answer(self, results: Any) -> None:
         if self._tap is not None and self._trains and not self._closed:
-            others = self._tap.nodes.others if self._armed and results else ()
+            others = self._asked if self._armed and results else ()
             self._tap.end({**dict(zip(others, results or (), strict=False)), **self._due})
             self._due = {}
 
@@ -244,9 +246,11 @@ def capture_session(
     before = session.run
     hook.after_create_session(session, None)
 
-    def captured(fetches: Any, *args: Any, **kwargs: Any) -> Any:
-        asked = hook._ask(_Plain(before), tf.compat.v1.train.SessionRunArgs(fetches))
-        result, others = before((fetches, asked), *args, **kwargs)
+    def captured(fetches: Any, feed_dict: Any = None, *args: Any, **kwargs: Any) -> Any:
+        wanted = tf.compat.v1.train.SessionRunArgs(fetches, feed_dict)
+        with session.graph.as_default():
+            asked = hook._ask(_Plain(before), wanted)
+        result, others = before((fetches, asked), feed_dict, *args, **kwargs)
         hook._answer(others)
         return result
 

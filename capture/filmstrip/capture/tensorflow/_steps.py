@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from filmstrip.capture.tensorflow._stage import HeldStage
 from filmstrip.capture.tensorflow._taps import Point, Taps
 
 R = TypeVar("R")
+_COMPILING = re.compile(r"compil|XLA", re.IGNORECASE)
 _UNREADABLE = (tf.string, tf.variant, tf.resource)
 
 
@@ -147,8 +149,9 @@ class Steps:
         try:
             return captured()
         except Exception as error:
-            if traces == self._taps.traces and not isinstance(
-                error, tf.errors.ResourceExhaustedError
+            traced = traces != self._taps.traces
+            if not isinstance(error, tf.errors.ResourceExhaustedError) and (
+                not traced or _while_running(error)
             ):
                 raise
             result = plain()  # raises it again, if capture is not to blame
@@ -213,6 +216,11 @@ class Steps:
             name += "'"
         self._names.add((point.probing, name))
         return name
+
+
+def _while_running(error: Exception) -> bool:
+    """Return whether an error came of what a graph did, and not of tracing or compiling it."""
+    return isinstance(error, tf.errors.OpError) and not _COMPILING.search(error.message)
 
 
 def _keras_or_none(module: Any) -> Any:
