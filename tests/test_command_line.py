@@ -192,6 +192,16 @@ def test_pictures_are_drawn_where_there_is_no_standard_error(
     assert {entry["state"] for entry in json.loads(done.stdout)["pictures"]} == {"redrawn"}
 
 
+@pytest.mark.parametrize("command", ["info", "ls", "status"])
+def test_looking_without_a_standard_output_is_no_error(run_path: Path, command: str) -> None:
+    told = [sys.executable, "-m", "filmstrip.store.cli", command, str(run_path)]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *told], stderr=subprocess.PIPE, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize("part", ["activations", "activations/conv1", "scalars"])
 def test_a_part_of_a_run_is_told_with_the_run_to_open(part: str, run_path: Path) -> None:
     told = filmstrip("info", run_path / part, code=1)

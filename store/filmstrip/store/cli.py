@@ -65,14 +65,16 @@ def main() -> None:
             say(f"filmstrip: no command {point.name!r}: {error}", err=True)
     from filmstrip.store.errors import StoreError
 
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # as where a process is started without one
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
     if isinstance(sys.stdout, TextIOWrapper):  # which may know less than the words that are shown
         sys.stdout.reconfigure(errors="replace")
     try:
         try:
             app()
         finally:
-            if sys.stdout is not None:  # a process may be started without one
-                sys.stdout.flush()  # while an error can be told still
+            sys.stdout.flush()  # while an error can be told still
     except StoreError as error:
         sys.exit(_complain(error))
     except ImportError as error:
@@ -80,7 +82,7 @@ def main() -> None:
             raise
         sys.exit(_complain(error))
     except OSError as error:
-        if error.filename is not None or sys.stdout is None:  # it was another file
+        if error.filename is not None:  # it was another file
             raise
         _discard_output()
         if not isinstance(error, BrokenPipeError):
