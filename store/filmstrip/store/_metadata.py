@@ -49,6 +49,7 @@ _OF_ATTEMPTS: dict[str, tuple[type, ...]] = {
 }
 MOST_RANKS = 1 << 16
 """Each is looked for, so that a lie would take long."""
+_NEVER_NULL = {"rank", "world_size", "writers", "order", "axes", "varies"}
 _LARGEST = {"rank": MOST_RANKS, "world_size": MOST_RANKS, "pid": (1 << 31) - 1}
 
 
@@ -225,7 +226,7 @@ def _odd(
             return name
     for name, allowed in types.items():
         value = about.get(name)
-        if value is None:
+        if value is None and not (name in about and name in _NEVER_NULL):
             continue
         if not isinstance(value, allowed) or isinstance(value, bool):
             return name
@@ -300,13 +301,12 @@ def check_root(place: Place, attributes: Json) -> None:
     """Raise FormatError unless all that a run's root says of it is what it must be."""
     needed = ("run_id", "created", "groups", "attempts")
     odd = _odd(attributes, _OF_RUNS, needed)
-    if odd is None and attributes.get("world_size", 1) == 0:
-        odd = "world_size"
-    world = range(attributes.get("world_size", 1))
-    if odd is None and not all(
-        type(n) is int and n in world for n in attributes.get("writers", ())
-    ):
-        odd = "writers"
+    if odd is None:
+        world, writers = range(attributes.get("world_size", 1)), attributes.get("writers", ())
+        if not world:
+            odd = "world_size"
+        elif not all(type(rank) is int and rank in world for rank in writers):
+            odd = "writers"
     if odd is not None:
         raise FormatError(str(place), f"its {odd} is {_shown(attributes.get(odd))}")
     for group in attributes["groups"]:
