@@ -166,7 +166,7 @@ class Bar:
 
 
 def progress(*, quiet: bool) -> Progress:
-    """Choose by what stderr is; a process that was started without one has None."""
-    if quiet or sys.stderr is None:
+    """Choose by what stderr is."""
+    if quiet:
         return Silence()
     return Bar() if sys.stderr.isatty() else Lines()

@@ -129,12 +129,8 @@ class OptimizerTaps:
                 self._guarded(
                     lambda: self._take(self._mine(number, self._gradients), gradients=True)
                 )
-            if last and torch._C._current_graph_task_id() == _NO_BACKWARD:
-                self._advance()
-            elif (
-                last
-            ):  # stepped by the backward pass, as one optimizer a parameter is: it ends both
-                torch.autograd.Variable._execution_engine.queue_callback(self._advance)
+            if last:
+                self._end()
 
         # A compiled step must not trace them.
         disable: Callable[..., Callable[..., None]] = torch.compiler.disable
@@ -155,6 +151,13 @@ class OptimizerTaps:
         """Take every weight, and each in place of its gradient, to learn their shapes."""
         self._take(self._weights, gradients=False)
         self._take(self._gradients, gradients=False)
+
+    def _end(self) -> None:
+        """End the step now, or with the backward pass that makes it, as of one optimizer each."""
+        if torch._C._current_graph_task_id() == _NO_BACKWARD:
+            self._advance()
+        else:
+            torch.autograd.Variable._execution_engine.queue_callback(self._advance)
 
     def _advance(self) -> None:
         self._guarded(self._clock.advance)
