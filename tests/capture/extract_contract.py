@@ -82,6 +82,20 @@ class ExtractContract(ABC):
             array = array % 2**20
         self.check(torch.from_numpy(array), array)
 
+    @shared
+    @given(
+        hnp.arrays(
+            np.float32,
+            st.tuples(*[st.integers(0, 5)] * 3),
+            elements=st.sampled_from([0, 0, 0, 1.5, -2, np.nan, np.inf]),
+        ),
+        st.integers(1, 3),
+    )
+    def test_sparse_tensors_agree_with_the_store(
+        self, array: npt.NDArray[np.float32], dimensions: int
+    ) -> None:
+        self.check(torch.from_numpy(array).to_sparse(dimensions), array)
+
     @pytest.mark.parametrize(
         "value", [0.0, -0.0, 1e-42, float("nan"), float("inf"), float("-inf"), 3e38]
     )

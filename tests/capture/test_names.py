@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import io
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,14 +132,50 @@ def test_a_parameter_without_a_gradient_has_no_frame_in_that_row(run: str) -> No
     )
 
 
-def test_sparse_gradients_are_skipped_with_one_line(
+@pytest.mark.parametrize("budget", ["1MB", "400B"])
+def test_sparse_gradients_are_captured_as_dense_ones_are(tmp_path: Path, budget: str) -> None:
+    found = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        model = nn.Embedding(50, 4, sparse=sparse)
+        run = str(tmp_path / f"{sparse}.zarr")
+        train(model, torch.tensor([0, 1, 48, 0]), run=run, steps=3, max_capture_bytes=budget)
+        gradients = open_run(run).gradients["weight"]
+        statistics = open_run(run).statistics("gradients")
+        found.append(
+            [
+                gradients.read(slice(0, 3)),
+                gradients.histogram(2, bins=10)[0],
+                *(statistics["weight", name].values for name in ("count", "zeros", "l2", "min")),
+            ]
+        )
+
+    for left, right in zip(*found, strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert found[0][0].shape == ((3, 50, 4) if budget == "1MB" else (3, 7, 4))
+    assert found[0][0].any()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_tensors_of_compressed_sparse_rows_are_skipped_with_one_line(
     run: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = nn.Embedding(5, 4, sparse=True)
-    train(model, torch.tensor([0, 1]), run=run, steps=3)
+    class Graph(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.to_sparse_csr()
 
-    assert caplog.text.count("torch.sparse_coo") == 1
-    assert open_run(run).steps("weights").tolist() == [0, 1, 2]
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.graph, self.fc = Graph(), nn.Linear(3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.graph(x).to_dense())  # type: ignore[no-any-return]
+
+    train(Net(), torch.eye(3), run=run, steps=3)
+
+    assert caplog.text.count("torch.sparse_csr") == 1
+    assert open_run(run).layers("activations") == ["fc"]
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -279,6 +279,35 @@ def test_a_tensor_of_the_host_in_a_model_of_a_device_is_copied_at_once() -> None
         assert frame.reshape(3, 5).tolist() == tensor[::2].tolist()
 
 
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+@pytest.mark.parametrize("samples", [None, 3])
+def test_a_frame_of_a_sparse_tensor_is_that_of_the_dense_one(
+    dimensions: int, samples: int | None
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(6, 9, 4, generator=generator).relu() - 1
+    tensor[tensor < 0] = 0
+    sparse = tensor.to_sparse(dimensions)
+    site = Site(
+        kind="gradients",
+        layer="w",
+        shape=(6, 9, 4),
+        dtype="float32",
+        batched=samples is not None,
+        samples=samples,
+    )
+    for take in ladder(site):
+        (order,) = blueprint([site], [take]).orders
+        assert order is not None
+        stage = CpuStage()
+        slots = [stage.slot(1 << 17) for _ in range(2)]
+        for slot, given in zip(slots, (tensor, sparse + sparse * -2 + sparse * 2), strict=True):
+            slot.memory[:] = POISON
+            stage.put(slot, order, given)
+        left, right = (slot.memory for slot in slots)
+        np.testing.assert_array_equal(left, right)
+
+
 def test_where_no_memory_can_be_locked_it_is_said_once_and_ordinary_memory_serves(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

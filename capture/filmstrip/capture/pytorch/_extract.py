@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from filmstrip.capture.pytorch._sparse import add_zeros, entries
+
 BINS = 4096
 _PIECE = 1 << 17
 _SMALL = 1 << 13  # values up to which NumPy, whose calls are shorter, costs less than torch
@@ -50,15 +52,16 @@ class Extractor:
         Parameters
         ----------
         tensor : torch.Tensor
-            Detached, of any shape, dtype and device; of complex numbers, which have no order, the
-            parts. It is read, never changed, and not kept.
+            Detached, of any shape, dtype and device, dense or sparse with one entry a place; of
+            complex numbers, which have no order, the parts. It is read, not changed, and not kept.
         values : ndarray of float64, shape (9,)
             Receives count, nan, posinf, neginf, zeros, min, max, sum, sumsq; the last four of
             finite values, added up in float64.
         counts : ndarray of int64, shape (4096,) or None
             Receives how many values have each ``bits >> 20`` as float32.
         """
-        flat = flatten(tensor if tensor.device.type == "cpu" else tensor.cpu())
+        held, absent = entries(tensor if tensor.device.type == "cpu" else tensor.cpu())
+        flat = flatten(held)
         pieces = (flat,) if flat.numel() <= _PIECE else torch.split(flat, _PIECE)
         (bins, low, high, zeros, total, squares), *others = map(self._piece, pieces)
         for more_bins, smallest, largest, more_zeros, more, more_squares in others:
@@ -70,6 +73,9 @@ class Extractor:
         values[:] = (flat.numel(), nan, *infinite, zeros, low, high, total, squares)
         if counts is not None:
             counts[:] = bins
+        if absent:
+            both = (values,) if counts is None else (values, counts)
+            add_zeros(absent, *map(torch.from_numpy, both))
 
     def _piece(self, piece: torch.Tensor) -> tuple[Counts, float, float, int, float, float]:
         """Return a piece's histogram, min, max, zeros, sum and sum of squares."""

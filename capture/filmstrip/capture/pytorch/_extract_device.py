@@ -21,6 +21,7 @@ from filmstrip.capture.pytorch._extract import (
     flatten,
     single_of,
 )
+from filmstrip.capture.pytorch._sparse import add_zeros, entries
 
 _PIECE = 1 << 20  # bounds temporary memory: up to 50 bytes for each value of a piece
 _LANES = 32  # threads of a warp count apart, or they would wait for each other at a frequent bin
@@ -70,7 +71,8 @@ class DeviceExtractor:
         counts : torch.Tensor of int64, shape (4096,)
             How many values have each ``bits >> 20`` as float32.
         """
-        flat = flatten(tensor)
+        held, absent = entries(tensor)
+        flat = flatten(held)
         wide = self._wide or (torch.float32 if flat.device.type == "mps" else torch.float64)
         lanes = flat.new_zeros(_LANES * BINS, dtype=torch.int32)
         pieces = torch.split(flat, _PIECE) if flat.numel() > _PIECE else (flat,)
@@ -96,7 +98,9 @@ class DeviceExtractor:
             total.sum(),
             squares.sum(),
         )
-        return torch.stack([value.to(wide) for value in values]), counts
+        statistics = torch.stack([value.to(wide) for value in values])
+        add_zeros(absent, statistics, counts)
+        return statistics, counts
 
     def _piece(
         self, piece: torch.Tensor, lanes: torch.Tensor, wide: torch.dtype

@@ -21,6 +21,7 @@ from filmstrip.capture._size import size_text
 from filmstrip.capture.pytorch._device import Accelerator, Device, reaches
 from filmstrip.capture.pytorch._extract import Extractor
 from filmstrip.capture.pytorch._extract_device import DeviceExtractor
+from filmstrip.capture.pytorch._sparse import part, settled
 
 _ALIGNMENT = 64
 _PIECE = 8 << 20  # bytes of one copy, so that another stream's copies may come in between
@@ -102,7 +103,7 @@ class CpuStage:
     def put(self, slot: Slot, order: Order, tensor: torch.Tensor) -> None:
         """Extract and copy."""
         assert isinstance(slot, HostSlot)
-        tensor = tensor.detach()
+        tensor = settled(tensor.detach())
         if order.take is not None:
             target, source = slot.frame(order, order.take), _part(tensor, order.take)
             if order.take.samples is not None:
@@ -173,12 +174,12 @@ class AccelStage(CpuStage):
         return [HostSlot(memory, memory.numpy()) for memory in memories]
 
     def put(self, slot: Slot, order: Order, tensor: torch.Tensor) -> None:
-        """Ask for extraction and copies; never waits for the device."""
+        """Ask for extraction and copies; waits for the device only where a tensor is sparse."""
         if tensor.device.type == "cpu":
             super().put(slot, order, tensor)
             return
         assert isinstance(slot, HostSlot)
-        tensor = tensor.detach()
+        tensor = settled(tensor.detach())
         if order.take is not None:
             frame, source = slot.frame(order, order.take), _part(tensor, order.take)
             source = source.to(frame.dtype).resolve_conj().resolve_neg().contiguous()
@@ -229,10 +230,10 @@ def unreadable(tensor: torch.Tensor) -> str | None:
 
     Examples
     --------
-    >>> unreadable(torch.ones(2)), unreadable(torch.ones(2).to_sparse())
-    (None, 'are of layout torch.sparse_coo on cpu')
+    >>> unreadable(torch.ones(2)), unreadable(torch.ones(2, device="meta"))
+    (None, 'are of layout torch.strided on meta')
     """
-    if tensor.layout is not torch.strided or tensor.device.type == "meta":
+    if tensor.layout not in (torch.strided, torch.sparse_coo) or tensor.device.type == "meta":
         return f"are of layout {tensor.layout} on {tensor.device.type}"
     if tensor.is_quantized or tensor.is_nested:
         return f"are {'quantized' if tensor.is_quantized else 'nested'}"
@@ -244,7 +245,9 @@ def unreadable(tensor: torch.Tensor) -> str | None:
 
 
 def _part(tensor: torch.Tensor, take: Take) -> torch.Tensor:
-    """Return the part of a tensor that a frame holds, as a view."""
+    """Return the part of a tensor that a frame holds, as a view of it if it is dense."""
+    if tensor.layout is torch.sparse_coo:
+        return part(tensor, take)
     if take.samples is not None:
         tensor = tensor[: take.samples]
     if take.stride > 1:
