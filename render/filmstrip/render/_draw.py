@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from filmstrip.render._executors import reason
 from filmstrip.render._source import open_sources
 from filmstrip.render._spec import CurveSpec, command, digest
+from filmstrip.render._state import state_of
 from filmstrip.render.errors import OutputError, RenderError, SourceError, SpecError
 from filmstrip.render.pictures import PICTURES
 from filmstrip.store import StoreError
@@ -83,7 +84,7 @@ def _draw(job: Job, sources: Sequence[RunSource], out: Path) -> Drawn:
 
 def describe(spec: Spec, sources: Sequence[RunSource]) -> dict[str, str]:
     """Metadata of a picture: what it shows, and how to draw it again."""
-    state = " ".join(source.state(spec) for source in sources)
+    state = " ".join(state_of(source, spec) for source in sources)
     runs = tuple(os.fspath(source.run.path) for source in sources)
     return {
         "Software": "filmstrip",

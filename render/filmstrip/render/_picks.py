@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -10,11 +11,11 @@ import numpy as np
 from filmstrip.render.errors import SourceError, SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
-__all__ = ["check_picks", "evenly", "pick_entries", "pick_steps"]
+__all__ = ["check_picks", "digest_of_steps", "evenly", "pick_entries", "pick_steps"]
 
 _RANGE: Final = re.compile(r"(\d*):(\d*)(?::(\d+))?")
 _LISTED: Final = re.compile(r"-?\d+(,-?\d+)*")
@@ -143,3 +144,15 @@ def evenly(count: int, most: int) -> npt.NDArray[np.int64]:
 def _listed(kept: npt.NDArray[np.int64]) -> str:
     few = ", ".join(str(int(s)) for s in kept[:3])
     return few if kept.size <= 3 else f"{few}, … {int(kept[-1])}"
+
+
+def digest_of_steps(steps: Iterable[int]) -> str:
+    """Return few letters that stand for steps.
+
+    Examples
+    --------
+    >>> digest_of_steps([0, 10]) == digest_of_steps([0, 20])
+    False
+    """
+    labels = np.fromiter(steps, np.int64)
+    return hashlib.blake2b(labels.tobytes(), digest_size=8).hexdigest()

@@ -17,9 +17,8 @@ import numpy as np
 from filmstrip.render._counting import counts_of_frames, limit_steps, within
 from filmstrip.render._density import Counts
 from filmstrip.render._grid_words import kept_words
-from filmstrip.render._picks import pick_steps
+from filmstrip.render._picks import digest_of_steps, pick_steps
 from filmstrip.render._scale import Spread, clipped_at
-from filmstrip.render._spec import CurveSpec, GridSpec, HistogramSpec
 from filmstrip.render.errors import SourceError, nearest
 from filmstrip.store import (
     STATISTICS,
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from filmstrip.render._spec import Spec
+    from filmstrip.render._spec import CurveSpec, GridSpec, HistogramSpec
     from filmstrip.store import Run, Statistics, Strip
 
 __all__ = [
@@ -131,7 +130,7 @@ class RunSource:
         self.name = name or run.name.removesuffix(".zarr")
         self._strips: dict[tuple[str, str], Strip] = {}
         self._limits: dict[tuple[str, str], tuple[float, float] | None] = {}
-        self._lengths: dict[str, str] = {}
+        self._stored: dict[str, tuple[str, bool]] = {}
         self._input: Frame | None = None
 
     def strip(self, kind: str, layer: str) -> Strip:
@@ -278,14 +277,25 @@ class RunSource:
         """
         if spec.stat is not None:
             return self._stats(spec, spec.stat)
-        scalars = self.run.scalars
-        names = list(scalars)
+        found = self.scalars(spec)
+        return [self._line(name, series, "scalars", spec) for name, series in found.items()]
+
+    def scalars(self, spec: CurveSpec) -> dict[str, Series]:
+        """Return the scalars that a curve shows, by name.
+
+        Raises
+        ------
+        SourceError
+            If nothing of that name was logged, with the nearest names.
+        """
+        logged = self.run.scalars
+        names = list(logged)
         if not names:
             raise SourceError(f"{self.run.name} has no scalars; log some with run.log or cap.log")
         found = _named(spec.name, names)
         if not found:
             raise SourceError(f"no scalar {spec.name!r}; nearest: {nearest(spec.name, names)}")
-        return [self._line(name, scalars[name], "scalars", spec) for name in found]
+        return {name: logged[name] for name in found}
 
     def _stats(self, spec: CurveSpec, stat: str) -> list[Line]:
         statistics = self.run.statistics(spec.kind)
@@ -311,19 +321,17 @@ class RunSource:
         start = view.wall_times(np.zeros(1, np.int64))
         return Line(label, view.wall_times(rows) - start, series.values)
 
-    def _statistics(self, kind: str, layer: str) -> Statistics | None:
+    def _statistics(self, kind: str, layer: str | None = None) -> Statistics | None:
         try:
             statistics = self.run.statistics(kind)
         except KindNotFoundError:
             return None
-        return statistics if layer in statistics.layers and len(statistics.steps) else None
+        known = layer is None or layer in statistics.layers
+        return statistics if known and len(statistics.steps) else None
 
     def has_statistics(self, kind: str) -> bool:
         """Return whether there are statistics of a kind."""
-        try:
-            return len(self.run.statistics(kind).steps) > 0
-        except KindNotFoundError:
-            return False
+        return self._statistics(kind) is not None
 
     def layers(self, kind: str, patterns: Sequence[str]) -> list[str]:
         """Layers of a kind that have frames, or at least statistics.
@@ -363,32 +371,6 @@ class RunSource:
         steps = statistics.bits(layer)[0] if statistics is not None else np.empty(0, np.int64)
         return steps if len(steps) else self.frame_steps(kind, layer)
 
-    def state(self, spec: Spec) -> str:
-        """Name the run and how far it had come in what a picture shows, for its digest."""
-        if isinstance(spec, GridSpec):
-            return self._state(spec.step, "" if spec.scale != "run" else self._length(spec.kind))
-        if isinstance(spec, CurveSpec) and spec.stat is None:
-            ends = [
-                int(series.steps[-1]) for series in self.run.scalars.values() if len(series.steps)
-            ]
-            return self._state(max(ends, default=0), str(ends))
-        if isinstance(spec, HistogramSpec) and spec.view == "single" and not spec.page:
-            return self._state(int(spec.step), "")
-        length = self._length(spec.kind)
-        return self._state(2**62, length)
-
-    def _state(self, step: int, length: str) -> str:
-        # An attempt that rewound the run to before a step has written that step anew.
-        identity, attempts = self._identity
-        rewinds = [
-            int(attempt["number"])
-            for attempt in attempts
-            if attempt["number"] > 1
-            and attempt["first_step"] is not None
-            and attempt["first_step"] <= step
-        ]
-        return f"{identity}:{max(rewinds, default=0)}:{length}"
-
     @cached_property
     def _identity(self) -> tuple[str, list[dict[str, Any]]]:
         # Parsed once: a run of a thousand layers has megabytes of metadata.
@@ -400,19 +382,33 @@ class RunSource:
         """Return the identity of the run."""
         return self._identity[0]
 
-    def _length(self, kind: str) -> str:
-        """Count committed steps of a kind, of its frames and of its statistics."""
-        if kind not in self._lengths:
-            self._lengths[kind] = self._count(kind)
-        return self._lengths[kind]
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """Return what is known of each time that the run was written to."""
+        return self._identity[1]
 
-    def _count(self, kind: str) -> str:
-        lengths = [len(self.run.steps(kind)) if kind in self.run.groups() else 0]
-        try:
-            lengths.append(len(self.run.statistics(kind).steps))
-        except KindNotFoundError:
-            lengths.append(0)
-        return str(lengths)
+    @cached_property
+    def shown_inputs(self) -> list[str]:
+        """Return what tells the images of the probe from others."""
+        if "inputs" not in self.run.kinds:
+            return []
+        layers = self.run.layers("inputs")
+        return [f"{layer} {digest_of_steps(self.frame_steps('inputs', layer))}" for layer in layers]
+
+    def statistic_steps(self, kind: str) -> tuple[str, bool]:
+        """Return what stands for the steps of statistics, and whether they have bits.
+
+        Nothing of a layer is read for it.
+        """
+        if kind not in self._stored:
+            statistics = self._statistics(kind)
+            if statistics is None:
+                self._stored[kind] = "", False
+            else:
+                counted = statistics.histogram_steps
+                steps = f"{digest_of_steps(statistics.steps)} {digest_of_steps(counted)}"
+                self._stored[kind] = steps, len(counted) > 0
+        return self._stored[kind]
 
 
 def open_sources(paths: Sequence[str]) -> list[RunSource]:

@@ -64,6 +64,11 @@ class Statistics:
         """Steps described on all ranks, ascending."""
         return _common([view.steps() for _, view in self._views])
 
+    @property
+    def histogram_steps(self) -> Steps:
+        """Steps of which bits were counted, on all ranks, ascending."""
+        return _common([view.rows(HISTOGRAM)[0] for _, view in self._views])
+
     def _groups(self, layer: str) -> list[tuple[GroupView, int]]:
         """Return the groups that describe a part of a layer, and its position in each."""
         name, found = canonical(layer), {}
