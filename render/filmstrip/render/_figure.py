@@ -5,6 +5,7 @@ Nothing is left to the user's settings: the same picture has the same bytes ever
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from filmstrip.render import _text
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 WIDTH: Final = 7.0  # inches
+_BETWEEN: Final = 3  # points between labels
 _LONGEST: Final = 8  # characters of a tick's label
 # Okabe and Ito 2008, told apart by most of those who see colours otherwise; yellow is too faint.
 _COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4b5563")
@@ -126,6 +128,7 @@ def finish_axes(
         spine.set_visible(side in spines)
         spine.set_edgecolor(TONES["faint"])
         spine.set_linewidth(0.8)
+    _keep_apart(axes, size)
     for axis, name in ((axes.xaxis, x), (axes.yaxis, y)):
         axis.set_tick_params(
             which="major",
@@ -142,6 +145,25 @@ def finish_axes(
             text=_text.printable(name), color=TONES["mute"], fontproperties=_text.font(size + 0.5)
         )
         axis.label.set_parse_math(False)
+
+
+def _keep_apart(axes: Axes, size: float) -> None:
+    """Leave out every second tick to the right, but not zero, while their labels would touch."""
+    low, high = axes.get_xlim()
+    points = axes.get_position().width * WIDTH * 72
+    marks = [
+        (float(at), label.get_text())
+        for at, label in zip(axes.xaxis.get_ticklocs(), axes.xaxis.get_ticklabels(), strict=True)
+    ]
+    while len(marks) > 2:
+        at = [(value - low) / (high - low) * points for value, _ in marks]
+        wide = [_text.width(label, size, dpi=72) for _, label in marks]
+        pairs = zip(pairwise(at), pairwise(wide), strict=True)
+        if all(b - a >= (left + right) / 2 + _BETWEEN for (a, b), (left, right) in pairs):
+            return
+        zero = next((i for i, (value, _) in enumerate(marks) if value == 0), 0)
+        marks = marks[zero % 2 :: 2]
+        axes.xaxis.set_ticks([value for value, _ in marks], [label for _, label in marks])
 
 
 def round_ticks(axis: Axis, low: float, high: float, most: int) -> str:

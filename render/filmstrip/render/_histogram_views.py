@@ -26,7 +26,17 @@ if TYPE_CHECKING:
 
     from filmstrip.render._spec import HistogramSpec
 
-__all__ = ["FULL", "SMALL", "VIEWS", "Look", "compared", "edges_of", "told_apart", "zeros_drawn"]
+__all__ = [
+    "FULL",
+    "SMALL",
+    "VIEWS",
+    "Look",
+    "compared",
+    "edges_of",
+    "smoothed",
+    "told_apart",
+    "zeros_drawn",
+]
 
 BINS: Final = {"single": 50, "ridge": 160, "overlay": 160, "heatmap": 200, "distribution": 1}
 CENTRE: Final = (0.002, 0.998)
@@ -34,7 +44,9 @@ _DECADES: Final = 4  # of density that a heat map tells apart
 # TensorBoard's nine quantiles: the ends, and whole and half standard deviations of a normal.
 _QUANTILES: Final = (0.0, 0.0668, 0.1587, 0.3085, 0.5, 0.6915, 0.8413, 0.9332, 1.0)
 _NAMES: Final = ("min", "−1.5σ", "−1σ", "−½σ", "median", "+½σ", "+1σ", "+1.5σ", "max")
+_FADED: Final = (1.0, 0.75, 0.75, 0.45)  # lines from the median outwards
 _FINER: Final = 4  # bins, for one of those that were counted
+_FEWEST_SMOOTHED: Final = 16  # bins
 _MANY_ZEROS: Final = 0.02
 _RIDGES: Final = ("#fde2c8", "#f6a26b", "#d9542b", "#7a1f12")
 _FILL: Final = "#d9542b"
@@ -211,8 +223,15 @@ def ridge_colors() -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("ridges", _RIDGES)
 
 
+def smoothed(edges: npt.NDArray[np.float64]) -> bool:
+    """Whether lines over so many bins are smoothed; a few values would be spread over all."""
+    return len(edges) > _FEWEST_SMOOTHED
+
+
 def _smooth(density: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Weigh each bin with its neighbours, 1 : 2 : 1; mirrored at the ends, where a ReLU stops."""
+    if density.shape[1] < _FEWEST_SMOOTHED:
+        return density
     padded = np.pad(density, ((0, 0), (1, 1)), mode="symmetric")
     return (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
 
@@ -284,8 +303,8 @@ def _quantile_lines(
 ) -> None:
     widths = np.array((0.5, 0.5, 0.6, 0.7, 1.2, 0.7, 0.6, 0.5, 0.5)) * (1 if look.notes else 0.6)
     for j, width in enumerate(widths):
-        inner = 2 <= j <= 6
-        color, alpha = ("white", 1.0 if j == 4 else 0.75) if inner else ("#4b5563", 0.6)
+        inner = 1 <= j <= 7
+        color, alpha = ("white", _FADED[abs(j - 4)]) if inner else ("#4b5563", 0.6)
         axes.plot(steps, lines[:, j], color=color, lw=width, alpha=alpha)
 
 

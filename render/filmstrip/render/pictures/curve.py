@@ -178,7 +178,7 @@ def _reached(
 
 def _name(spec: CurveSpec) -> str:
     if spec.stat is None:
-        return spec.name if spec.name != "*" else "scalars"
+        return spec.name.replace(",", ", ") if spec.name != "*" else "scalars"
     return f"{spec.name if spec.name != '*' else 'all layers'} · {spec.stat}"
 
 

@@ -16,6 +16,7 @@ from filmstrip.render._histogram_views import (
     VIEWS,
     compared,
     edges_of,
+    smoothed,
     told_apart,
     zeros_drawn,
 )
@@ -210,7 +211,7 @@ def _words(counts: Counts, spec: HistogramSpec) -> list[str]:
     if spec.view != "distribution" and not zeros_drawn(counts):
         most = "up to " if len(counts.steps) > 1 else ""
         parts.append(f"exact zeros ({most}{100 * counts.zero_share:.0f} %) left out")
-    return parts + _others([counts]) + ([_SMOOTHED] if spec.view in {"ridge", "overlay"} else [])
+    return parts + _others([counts]) + _smoothing([counts], spec)
 
 
 def _common_words(several: Sequence[Counts], spec: HistogramSpec) -> list[str]:
@@ -224,7 +225,12 @@ def _common_words(several: Sequence[Counts], spec: HistogramSpec) -> list[str]:
         parts.append("from stored bit counts" if True in stored else "from bit counts of frames")
     if spec.view != "distribution" and not all(map(zeros_drawn, several)):
         parts.append("exact zeros left out where they are many")
-    return parts + _others(several) + ([_SMOOTHED] if spec.view in {"ridge", "overlay"} else [])
+    return parts + _others(several) + _smoothing(several, spec)
+
+
+def _smoothing(several: Sequence[Counts], spec: HistogramSpec) -> list[str]:
+    lines = spec.view in {"ridge", "overlay"}
+    return [_SMOOTHED] if lines and any(smoothed(edges_of(one, spec)) for one in several) else []
 
 
 def _view_words(spec: HistogramSpec) -> list[str]:
