@@ -17,17 +17,20 @@ from filmstrip.render._task import run
 
 
 class _Deadly:
-    def __init__(self, executor: Executor, steps: set[int]) -> None:
-        self._executor, self._steps = executor, steps
+    def __init__(self, executor: Executor, steps: set[int], times: int) -> None:
+        self._executor, self._steps, self._left = executor, steps, times
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         assert fn is run
-        return self._executor.submit(draw_or_die, args[0], self._steps)
+        batch: Batch = args[0]
+        kills = any(getattr(job.spec, "step", None) in self._steps for job in batch.jobs)
+        self._left -= kills
+        return self._executor.submit(draw_or_die, batch, self._steps if self._left >= 0 else set())
 
 
-def deadly(place: Place, *steps: int) -> Place:
-    """Return a place whose workers die at pictures of some steps."""
-    return replace(place, executor=_Deadly(place.executor, set(steps)))
+def deadly(place: Place, *steps: int, times: int = 1_000_000) -> Place:
+    """Return a place whose workers die at pictures of some steps, at most so many times."""
+    return replace(place, executor=_Deadly(place.executor, set(steps), times))
 
 
 def draw_or_die(batch: Batch, steps: set[int]) -> list[Drawn]:

@@ -21,7 +21,8 @@ from render.killing import deadly, imported, variable
 from typer.testing import CliRunner
 
 from filmstrip.render import SpecError
-from filmstrip.render._batch import Job, Part, part_of
+from filmstrip.render._batch import Batch, Job, Part, part_of
+from filmstrip.render._draw import draw_batch
 from filmstrip.render._driver import drive, split
 from filmstrip.render._executors import Place, processes, threads
 from filmstrip.render._manifest import Report
@@ -94,6 +95,26 @@ def test_a_picture_that_kills_its_worker_is_named_and_the_others_are_drawn(
     assert len(json.loads((tmp_path / "manifest.json").read_text())["errors"]) == 1
     for name in pictures(tmp_path):
         Image.open(tmp_path / name).verify()
+
+
+def test_a_picture_is_not_blamed_for_one_worker_that_was_lost_while_it_drew_alone(
+    long_run: Path, tmp_path: Path
+) -> None:
+    with processes(2) as place:
+        report = draw(long_run, tmp_path, deadly(place, 13, times=2))
+
+    assert report.failed == []
+    assert steps_of(report) == list(range(40))
+
+
+def test_workers_of_another_version_are_told_apart(long_run: Path, tmp_path: Path) -> None:
+    batch = Batch((str(long_run),), str(tmp_path), tuple(grids(long_run, "0:2")), version="0.0.7")
+
+    (drawn,) = draw_batch(batch)
+
+    assert drawn.fatal
+    assert "and the command 0.0.7; install the same" in drawn.error
+    assert pictures(tmp_path) == {}
 
 
 def test_pictures_that_all_kill_are_given_up(long_run: Path, tmp_path: Path) -> None:
@@ -171,14 +192,15 @@ def test_a_driver_that_is_killed_leaves_no_worker_and_the_next_draws_the_rest(
     assert result.stdout.startswith(f"drew {200 - before} pictures, kept {before}"), result.output
 
 
-def test_ctrl_c_ends_processes_with_whole_pictures_and_no_traceback(
-    long_run: Path, tmp_path: Path
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_group_ends_with_whole_pictures_and_no_traceback(
+    sent: signal.Signals, code: int, long_run: Path, tmp_path: Path
 ) -> None:
     process = start(long_run, tmp_path, "--processes", "-j", "2")
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, sent)  # as a terminal does, and SLURM
     _, stderr = process.communicate(timeout=60)
 
-    assert process.returncode != 0
+    assert process.returncode == code
     assert "Traceback" not in stderr
     drawn = pictures(tmp_path)
     listed = json.loads((tmp_path / "manifest.json").read_text())["pictures"]

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
@@ -44,11 +45,16 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one task draws: paths of the runs, output folder, pictures. Pickles."""
+    """What one task draws: paths of the runs, output folder, pictures. Pickles.
+
+    ``version`` is that of the command, which a worker's must equal: of another one, the same
+    digest may stand for another picture.
+    """
 
     runs: tuple[str, ...]
     out: str
     jobs: tuple[Job, ...]
+    version: str = version("filmstrip")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,10 @@ def draw_batch(batch: Batch) -> list[Drawn]:
     that fails leaves no file and does not keep the others from being drawn, unless it is the
     output folder that fails.
     """
+    if batch.version != version("filmstrip"):
+        error = f"{socket.gethostname()} has filmstrip {version('filmstrip')} and the command"
+        error = f"{error} {batch.version}; install the same where the workers run"
+        return [Drawn(batch.jobs[0], error=error, fatal=True)]
     if not Path(batch.out).is_dir():  # the driver made it
         error = f"{socket.gethostname()} does not see the output folder {batch.out}; choose one"
         return [Drawn(batch.jobs[0], error=f"{error} that all workers share", fatal=True)]

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from filmstrip.render._batch import Batch, Job, Part, divide, part_of
+from filmstrip.render._batch import Job, Part, divide, part_of
 from filmstrip.render._draw import Drawn, describe
 from filmstrip.render._executors import Place, reason
 from filmstrip.render._image import digest_of, remove_partials
@@ -30,12 +30,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Future
 
+    from filmstrip.render._batch import Batch
     from filmstrip.render._source import RunSource
 
 __all__ = ["Existing", "check_folder", "drive", "split"]
 
 Existing: TypeAlias = Literal["digest", "keep", "force"]
 _TICK: Final = 2.0  # seconds between two looks at the place
+_ALONE: Final = 2  # times that a picture is drawn alone before it is blamed
+_NOT_TRIED: Final = "not tried"
 _HOPELESS: Final = 8  # workers that died one after the other, with nothing drawn between
 
 
@@ -170,8 +173,12 @@ def drive(
         there = tuple(path if "://" in path else str(Path(path).absolute()) for path in runs)
         batches = divide(missing, runs=there, out=str(out.absolute()), workers=place.workers)
         lost = _collect(batches, place, report, told, at_once=place.in_flight)
-        singly = [Batch(b.runs, b.out, (job,)) for b in lost for job in b.jobs]
-        for batch, error in _collect(singly, place, report, told, at_once=1).items():
+        for _ in range(_ALONE):  # once may be another's fault: a node, or the memory of all
+            singly = [replace(b, jobs=(job,)) for b in lost for job in b.jobs]
+            lost = _collect(singly, place, report, told, at_once=1)
+            if any(error.startswith(_NOT_TRIED) for error in lost.values()):
+                break
+        for batch, error in lost.items():
             report.failed += [Drawn(job, error=error) for job in batch.jobs]
     finally:
         told.stop()
@@ -210,7 +217,7 @@ def _collect(
                 looked = time.monotonic()
                 told.note(place.check(len(report.drawn)))
             if died >= _HOPELESS and not running:
-                error = f"not tried: {died} workers in a row were lost before it"
+                error = f"{_NOT_TRIED}: {died} workers in a row were lost before it"
                 return lost | dict.fromkeys(waiting, error)
     except BaseException:
         # Interrupted: what runs is finished and entered, so that the manifest knows its files.

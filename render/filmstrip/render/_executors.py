@@ -113,8 +113,9 @@ class _Processes:
 
 
 def _follow_the_driver() -> None:
-    """In a worker: leave Ctrl-C to the driver, and end when the driver was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a worker: leave Ctrl-C and SIGTERM to the driver, and end when that was killed."""
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.SIG_IGN)
     driver = multiprocessing.parent_process()
     if driver is not None:
         threading.Thread(target=_end_with, args=(driver.sentinel,), daemon=True).start()
