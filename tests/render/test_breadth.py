@@ -186,6 +186,28 @@ def test_the_input_of_the_sample_stands_beside_its_maps(odd_run: Run) -> None:
     assert "input" in words_of(with_input)
 
 
+def test_inputs_of_a_training_batch_stand_beside_the_maps_of_their_step_alone(
+    tmp_path: Path,
+) -> None:
+    maps, image = np.ones((1, 2, 4, 4), np.float32), np.zeros((1, 1, 4, 4), np.float32)
+    with create_run(tmp_path / "run.zarr") as run:
+        writer = run.writer("activations", {"a": FrameSpec(maps.shape, "float32", layout="NCHW")})
+        spec = FrameSpec(image.shape, "float32", layout="NCHW", take="first 1 samples")
+        inputs = run.writer("inputs", {"input": spec})
+        for step in range(3):
+            writer.append(step, {"a": maps})
+            if step < 2:
+                image[0, 0, step, step] = 1
+                inputs.append(step, {"input": image})
+    source = RunSource(open_run(tmp_path / "run.zarr"))
+
+    shown = [source.input(GridSpec(layer="a", step=step)) for step in range(3)]
+
+    assert [None if one is None else one.values.sum() for one in shown] == [1, 2, None]
+    assert "input" in words_of(render.grid(source.run.activations["a"], 1))
+    assert "input" not in words_of(render.grid(source.run.activations["a"], 2))
+
+
 def test_inputs_are_images_side_by_side_and_one_when_asked_for(odd_run: Run) -> None:
     strip = odd_run.inputs["input"]
 

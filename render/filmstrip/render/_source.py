@@ -170,15 +170,33 @@ class RunSource:
         return Frame(values, spec.layout or strip.layout, spec.kind, step, tuple(words), kept)
 
     def input(self, spec: GridSpec) -> Frame | None:
-        """Return the images of the probe, of which all activations are."""
+        """Return the images that activations are of: the probe's, or of the step's batch."""
         step = spec.step
-        if self._input is None and "inputs" in self.run.kinds:
-            for layer in self.run.layers("inputs"):
-                strip = self.run.strip("inputs", layer)
-                if set("HW") <= set(strip.layout or "") and len(strip.steps):
+        for strip in self._inputs:
+            if not set("HW") <= set(strip.layout or ""):
+                continue
+            if not _of_batch(strip):
+                if self._input is None:
                     self._input = Frame(strip.frame(), strip.layout, "inputs", step)
-                    break
-        return self._input
+                return self._input
+            if step in strip.steps:
+                return Frame(strip.frame(step), strip.layout, "inputs", step)
+        return None
+
+    @cached_property
+    def _inputs(self) -> list[Strip]:
+        if "inputs" not in self.run.kinds:
+            return []
+        strips = [self.strip("inputs", layer) for layer in self.run.layers("inputs")]
+        return [strip for strip in strips if len(strip.steps)]
+
+    def inputs_at(self, step: int) -> list[str]:
+        """Return what tells the inputs that stand beside a step from others."""
+        return [
+            f"{strip.layer} {digest_of_steps([step] if _of_batch(strip) else strip.steps)}"
+            for strip in self._inputs
+            if not _of_batch(strip) or step in strip.steps
+        ]
 
     def limits(self, spec: GridSpec) -> tuple[float, float] | None:
         """Return the range of the layer over the run, from statistics or else from all frames.
@@ -220,7 +238,8 @@ class RunSource:
         statistics do: from a probe.
         """
         statistics = self._statistics(spec.kind, spec.layer)
-        if statistics is None or (spec.kind == "activations" and "inputs" in self.run.kinds):
+        probed = not all(map(_of_batch, self._inputs))
+        if statistics is None or (spec.kind == "activations" and probed):
             return None
         described, values = statistics.values(spec.layer)
         wanted = np.asarray(steps, np.int64)
@@ -387,14 +406,6 @@ class RunSource:
         """Return what is known of each time that the run was written to."""
         return self._identity[1]
 
-    @cached_property
-    def shown_inputs(self) -> list[str]:
-        """Return what tells the images of the probe from others."""
-        if "inputs" not in self.run.kinds:
-            return []
-        layers = self.run.layers("inputs")
-        return [f"{layer} {digest_of_steps(self.frame_steps('inputs', layer))}" for layer in layers]
-
     def statistic_steps(self, kind: str) -> tuple[str, bool]:
         """Return what stands for the steps of statistics, and whether they have bits.
 
@@ -439,6 +450,11 @@ def names_apart(paths: Sequence[str]) -> list[str]:
         if len(set(names)) == len(set(parts)):
             break
     return names
+
+
+def _of_batch(inputs: Strip) -> bool:
+    """Whether inputs are some of each training batch; of a probe, there are all."""
+    return bool(inputs.attributes.get("take"))
 
 
 def _norm(statistics: Statistics, layers: Sequence[str]) -> Series:

@@ -48,11 +48,11 @@ def state_of(source: RunSource, spec: Spec) -> str:
 def _basis(source: RunSource, spec: Spec) -> tuple[int, list[str]]:
     """Return the last step that a picture shows, and words for all that it shows."""
     if isinstance(spec, GridSpec):
-        return spec.step, _of_grid(source, spec)
+        return spec.step, _of_grid(source, spec, [spec.step])
     if isinstance(spec, AnimationSpec):
         kept = source.frame_steps(spec.kind, spec.layer)
         shown = pick_steps(spec.step, kept, layer=spec.layer)
-        return shown[-1], [digest_of_steps(shown), *_of_grid(source, spec.frame)]
+        return shown[-1], [digest_of_steps(shown), *_of_grid(source, spec.frame, shown)]
     if isinstance(spec, CurveSpec):
         return _of_curve(source, spec)
     layers = _layers(source, spec) if spec.page else [spec.layer]
@@ -61,10 +61,10 @@ def _basis(source: RunSource, spec: Spec) -> tuple[int, list[str]]:
     return _ALWAYS, [part for layer in layers for part in _of_strip(source, spec.kind, layer)]
 
 
-def _of_grid(source: RunSource, spec: GridSpec) -> list[str]:
+def _of_grid(source: RunSource, spec: GridSpec, steps: Sequence[int]) -> list[str]:
     parts = _of_strip(source, spec.kind, spec.layer) if spec.scale == "run" else []
-    if spec.kind == "activations":  # the probe's images stand beside them
-        parts += source.shown_inputs
+    if spec.kind == "activations":  # their images stand beside them
+        parts += [part for step in steps for part in source.inputs_at(step)]
     return parts
 
 
