@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -274,3 +275,53 @@ def test_what_capture_cost_is_kept_for_every_due_step(
     expected = [float(loss) for loss in training.losses]
     assert opened.scalars["loss"].values.tolist() == expected
     assert opened.scalars["loss"].steps.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_inputs_are_what_the_model_was_given(run: str, compiled: bool) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor, *, mask: torch.Tensor) -> torch.Tensor:
+            return self.fc(x) * mask  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model = Masked()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = [(torch.randn(4, 3), torch.randint(2, (4, 2))) for _ in range(6)]
+    with Capture(model, optimizer, run, every=2, samples=2, kinds=("inputs", "weights")):
+        call = torch.compile(model, backend="aot_eager") if compiled else model
+        for x, mask in batches:
+            optimizer.zero_grad()
+            call(x, mask=mask).sum().backward()
+            optimizer.step()
+
+    opened = open_run(run)
+    assert opened.kinds == ("inputs", "weights")
+    assert opened.layers("inputs") == ["input.0", "input.mask"]
+    for step in (0, 2, 4):
+        x, mask = batches[step]
+        np.testing.assert_array_equal(opened.inputs["input.0"].frame(step), x[:2])
+        np.testing.assert_array_equal(opened.inputs["input.mask"].frame(step), mask[:2])
+    sums = opened.statistics("inputs")["input.mask", "sum"].values
+    assert sums.tolist() == [float(batches[step][1].sum()) for step in (0, 2, 4)]
+
+
+def test_inputs_alone_are_kept_and_the_probe_s_in_their_place(tmp_path: Path) -> None:
+    x, probe = torch.randn(4, 1, 5, 5), torch.randn(2, 1, 5, 5)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for name, given in (("alone", None), ("probed", probe)):
+        run = tmp_path / f"{name}.zarr"
+        with Capture(model, optimizer, run, every=1, kinds="inputs", probe=given):
+            for _ in range(2):
+                model(x).sum().backward()
+                optimizer.step()
+
+    alone, probed = (open_run(tmp_path / f"{name}.zarr") for name in ("alone", "probed"))
+    assert alone.inputs["input"].steps.tolist() == [0, 1]
+    assert alone.inputs["input"].layout == "NCHW"
+    np.testing.assert_array_equal(alone.inputs["input"].frame(1), x[:1])
+    np.testing.assert_array_equal(probed.inputs["input"].frame(-1), probe)

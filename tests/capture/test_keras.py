@@ -486,6 +486,7 @@ def test_an_error_of_the_users_own_is_theirs(run: str) -> None:
         ({"layers": "conv9"}, "no layer matches 'conv9'; nearest: conv1"),
         ({"phases": "eval"}, "probe="),
         ({"replicas": "all"}, "replicas='first'"),
+        ({"kinds": "inputs"}, "give probe="),
         ({"every": 0}, "every=0"),
     ],
 )

@@ -24,7 +24,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "stop": ("STEP", "end of the window, not included"),
     "steps": ("STEP,…", "exactly these steps; may be repeated"),
     "step": ("STEP", "step at which this training starts"),
-    "kinds": ("KIND,…", "of activations, weights, gradients; may be repeated"),
+    "kinds": ("KIND,…", "of activations, weights, gradients, inputs; may be repeated"),
     "layers": ("NAME,…", "globs, re:… or exact names; may be repeated"),
     "exclude": ("NAME,…", "layers to leave out; may be repeated"),
     "statistics": ("", "statistics of every tensor"),

@@ -15,7 +15,7 @@ from filmstrip.capture._schedule import EPOCH, Tiers
 from filmstrip.capture._size import parse_share, parse_size
 from filmstrip.capture.errors import PlanError
 
-KINDS = ("activations", "weights", "gradients")
+KINDS = ("activations", "weights", "gradients", "inputs")
 _DTYPES = ("float16", "bfloat16", "float32")
 
 

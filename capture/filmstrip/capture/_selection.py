@@ -81,7 +81,7 @@ def choose(
         and chosen_variable(variable, settings.layers)
         and not chosen_variable(variable, settings.exclude)
     )
-    if not picked and not kept:
+    if not picked and not kept and "inputs" not in settings.kinds:
         raise PlanError(
             f"layers={_said(settings.layers)} with exclude={_said(settings.exclude)} leaves no "
             f"{' or '.join(settings.kinds)} of this {model} to take"

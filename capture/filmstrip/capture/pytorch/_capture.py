@@ -58,7 +58,7 @@ class Capture(Agent):
     step : int or callable, optional
         First step, or what returns the trainer's step, read at each forward pass. None: from 0.
     kinds : sequence of str
-        Of activations, weights, gradients.
+        Of activations, weights, gradients, and inputs: what the model is given.
     layers, exclude : str or sequence of str
         Globs, ``re:`` and a regular expression, or exact names. ``*`` crosses dots. Wildcards take
         leaf modules, a container only by its exact name; a parameter is matched by its own path or
@@ -267,7 +267,14 @@ class Capture(Agent):
         elif not selection.layers and not selection.variables:
             return Lead(settings, company, meshes)
         batch = None if probe is None else Probe(probe)
-        tap = TorchTap(selection, optimizers, settings=settings, step=step, probe=batch)
+        tap = TorchTap(
+            selection,
+            optimizers,
+            settings=settings,
+            step=step,
+            probe=batch,
+            outputs=company.outputs,
+        )
         session: Session[torch.Tensor] = Session(
             settings,
             stage=stage,

@@ -18,10 +18,10 @@ from filmstrip.capture._clock import Clock
 from filmstrip.capture._schedule import EVERYTHING, Tiers
 from filmstrip.capture._seams import Site, Watcher
 from filmstrip.capture.pytorch._dynamo import Apart
-from filmstrip.capture.pytorch._layout import Layouts
+from filmstrip.capture.pytorch._layout import Layouts, input_layout
 from filmstrip.capture.pytorch._model import Layer, at, enclosing
 from filmstrip.capture.pytorch._op import lasting, leave, number, outermost
-from filmstrip.capture.pytorch._probe import Probe, named_leaves
+from filmstrip.capture.pytorch._probe import Probe, arguments, named_leaves
 from filmstrip.capture.pytorch._script import hide_hooks
 from filmstrip.capture.pytorch._shards import here
 from filmstrip.capture.pytorch._stage import unreadable
@@ -36,6 +36,7 @@ class _Watch:
     """One module: which sites its calls have, and how often it was called in this step."""
 
     layer: Layer
+    kind: str = "activations"
     sites: dict[tuple[bool, str], int | None] = field(default_factory=dict)
     round: int = -1
     calls: int = 0
@@ -86,8 +87,8 @@ class _PassHook(_Hook):
         self._act(learns)
 
 
-class _OutputHook(_Hook):
-    """What every watched module runs at every call."""
+class _TakingHook(_Hook):
+    """What takes tensors of a module's call."""
 
     __slots__ = ("_take", "_watch")
 
@@ -100,16 +101,35 @@ class _OutputHook(_Hook):
         super().__init__(recorder)
         self._take, self._watch = take, watch
 
-    def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
-        if self._recorder.on:
-            if not torch.compiler.is_compiling():
-                self._take(self._watch, named_leaves("", output))
-            elif lasting():
-                leave(self._key, output)
+    def _see(self, tree: object) -> None:
+        if not torch.compiler.is_compiling():
+            self._take(self._watch, named_leaves("", tree))
+        elif lasting():
+            leave(self._key, tree)
 
     def hear(self, leaves: Sequence[str], tensors: Sequence[torch.Tensor], learns: bool) -> None:
-        """Take an output."""
+        """Take what compiled code has."""
         self._take(self._watch, zip(leaves, tensors, strict=True))
+
+
+class _OutputHook(_TakingHook):
+    """What every watched module runs at every call."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
+        if self._recorder.on:
+            self._see(output)
+
+
+class _InputHook(_TakingHook):
+    """What the model runs with all that it is given."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._recorder.on:
+            self._see(arguments(args, kwargs))
 
 
 def _ordinary() -> bool:
@@ -162,6 +182,8 @@ class ForwardTaps:
         Leading samples kept in a frame.
     probe : Probe or None
         Gives the frames, while statistics come from training.
+    inputs : bool
+        Whether what the model is given is taken, too.
     """
 
     def __init__(
@@ -173,11 +195,13 @@ class ForwardTaps:
         micro_batches: str,
         samples: int,
         probe: Probe | None,
+        inputs: bool = False,
     ) -> None:
         self._root, self._phases, self._micro_batches = root, phases, micro_batches
         self._samples, self._probe = samples, probe
         self._watches = [_Watch(layer) for layer in layers]
-        self._names: set[tuple[bool, str]] = set()
+        self._given = _Watch(Layer("input", "input", root), "inputs") if inputs else None
+        self._names: set[tuple[str, bool, str]] = set()
         self._layouts = Layouts()
         self._handles: list[RemovableHandle | Apart] = []
         self._probing = False
@@ -192,12 +216,16 @@ class ForwardTaps:
         """Register the hooks."""
         self._recorder, self._clock = recorder, clock
         hide_hooks(is_ours)
-        hooks = [kind.__call__.__code__ for kind in (_PassHook, _OutputHook)]
+        kinds = (_PassHook, _InputHook, _OutputHook)
+        hooks = [kind.__call__.__code__ for kind in kinds]
         names = [watch.layer.original for watch in self._watches]
         self._handles = [
             Apart(self._root, names, hooks),
             self._root.register_forward_pre_hook(_PassHook(recorder, self._enter, clock)),
         ]
+        if self._given is not None:
+            given = _InputHook(recorder, self._take, self._given)
+            self._given.handle = self._root.register_forward_pre_hook(given, with_kwargs=True)
         for watch in self._watches:
             self._hook(watch)
         leaving = _PassHook(recorder, self._leave, clock)
@@ -241,7 +269,8 @@ class ForwardTaps:
             self._follow()
         least = self._worth if self._micro_batches == "last" else self._worth + 1
         if self._passes and worth >= least:
-            self._recorder.forget("activations")
+            for kind in ("activations", "inputs"):
+                self._recorder.forget(kind)
             self.reset()
         self._passes += 1
 
@@ -274,7 +303,8 @@ class ForwardTaps:
 
     def remove(self) -> None:
         """Take the hooks away."""
-        for handle in (*self._handles, *(watch.handle for watch in self._watches)):
+        watches = self._watches if self._given is None else [*self._watches, self._given]
+        for handle in (*self._handles, *(watch.handle for watch in watches)):
             if handle is not None:
                 handle.remove()
         self._handles = []
@@ -293,16 +323,16 @@ class ForwardTaps:
 
     def _take(self, watch: _Watch, leaves: Iterable[tuple[str, torch.Tensor]]) -> None:
         try:
-            if self._wanted():
+            if self._wanted(watch):
                 # Modules may run in threads, even one in several.
                 with self._lock, _unseen():
                     self._take_leaves(watch, leaves)
         except Exception as error:
             self._recorder.trip(f"the output of {watch.layer.name!r} could not be taken", error)
 
-    def _wanted(self) -> bool:
+    def _wanted(self, watch: _Watch) -> bool:
         if self._probing:
-            return True
+            return watch is not self._given
         if not _ordinary() or not self._phase(self._root.training):
             return False
         self._clock.enter()
@@ -332,20 +362,25 @@ class ForwardTaps:
             tiers = Tiers(frames=True) if self._probing else Tiers(False, True, True)
         # The output `block.0` of a container `block` must not pass for the module of that name.
         unique = leaf
-        while (self._probing, unique) in self._names:
+        while (watch.kind, self._probing, unique) in self._names:
             unique += "'"
-        self._names.add((self._probing, unique))
+        self._names.add((watch.kind, self._probing, unique))
         return self._recorder.discover(
             Site(
-                kind="activations",
+                kind=watch.kind,
                 layer=unique,
                 batched=tensor.ndim > 0,
                 samples=None if self._probing else self._samples,
-                layout=None if unreadable(tensor) else self._layouts.of(watch.layer.module, tensor),
+                layout=None if unreadable(tensor) else self._layout(watch, tensor),
                 original=watch.layer.original,
                 tiers=tiers,
             )
         )
+
+    def _layout(self, watch: _Watch, tensor: torch.Tensor) -> str | None:
+        if watch is self._given:
+            return input_layout(tensor) if tensor.is_floating_point() else None
+        return self._layouts.of(watch.layer.module, tensor)
 
     def probe(self) -> None:
         """Run the model on the probe, if frames are due or must be planned."""

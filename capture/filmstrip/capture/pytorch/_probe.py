@@ -52,9 +52,7 @@ class Probe:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return its tensors by name: ``input``, or ``input.0`` or ``input.mask``."""
-        single = len(self._args) == 1 and isinstance(self._args[0], torch.Tensor)
-        tree = self._args[0] if single else self._args or self._kwargs
-        return dict(named_leaves("input", tree))
+        return dict(named_leaves("input", arguments(self._args, self._kwargs)))
 
     def run(self, model: nn.Module) -> None:
         """Call the model in eval mode; buffers, modes and random numbers stay as they were.
@@ -72,6 +70,19 @@ class Probe:
             self._args, self._kwargs = pytree.tree_map_only(
                 torch.Tensor, lambda tensor: tensor.to(device), (self._args, self._kwargs)
             )
+
+
+def arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what a model is called with: an only tensor, or all by their places and names.
+
+    Examples
+    --------
+    >>> arguments((torch.ones(1),), {}), sorted(arguments((1, 2), {"mask": 3}))
+    (tensor([1.]), ['0', '1', 'mask'])
+    """
+    if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
+        return args[0]
+    return {**{str(place): given for place, given in enumerate(args)}, **kwargs}
 
 
 def named_leaves(name: str, tree: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -30,6 +30,8 @@ class TorchTap:
         See `Clock`.
     probe : Probe, optional
         Gives the frames of activations.
+    outputs : bool
+        Whether this process takes what the model gives and is given.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class TorchTap:
         settings: Settings,
         step: StepLike,
         probe: Probe | None = None,
+        outputs: bool = True,
     ) -> None:
         self._step = step
         self._dry = settings.dry_run
@@ -50,6 +53,7 @@ class TorchTap:
             micro_batches=settings.micro_batches,
             samples=settings.samples,
             probe=probe,
+            inputs=outputs and "inputs" in settings.kinds and probe is None,
         )
         self.optimizer = OptimizerTaps(optimizers, selection.variables, kinds=settings.kinds)
 

@@ -64,8 +64,13 @@ def check_settings(settings: Settings, *, ranks: int) -> None:
     Raises
     ------
     PlanError
-        If several workers should write, or a phase other than training is asked for.
+        If several workers should write, or a phase other than training is asked for, or inputs.
     """
+    if "inputs" in settings.kinds:
+        raise PlanError(
+            "kinds=('inputs',) is not possible with TensorFlow, which captures what layers give; "
+            "give probe=, whose inputs are kept"
+        )
     if settings.phases != ("train",):
         raise PlanError(
             f"phases={settings.phases!r} is not possible with TensorFlow, whose train step alone "
