@@ -99,6 +99,19 @@ def _tensor(model: Wide, mesh: Any = None) -> nn.Module:
     return parallelize_module(model, mesh, plan)
 
 
+def _outputs(model: Wide, mesh: Any = None) -> nn.Module:
+    if mesh is None:
+        mesh = init_device_mesh("cpu", (distributed.get_world_size(),), mesh_dim_names=("tensor",))
+    model.norm = nn.Identity()  # type: ignore[assignment]
+    plan = {"up": ColwiseParallel(use_local_output=False), "down": RowwiseParallel()}
+    return parallelize_module(model, mesh, plan)
+
+
+def _outputs_of_replicas(model: Wide) -> Any:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    return fully_shard(_outputs(model, mesh["tensor"]), mesh=mesh["data"])
+
+
 def _both(model: Wide) -> Any:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     return fully_shard(_tensor(model, mesh["tensor"]), mesh=mesh["data"])
@@ -112,6 +125,8 @@ WAYS: dict[str, Callable[[Wide], nn.Module]] = {
     "hybrid": _hybrid,
     "tensor": _tensor,
     "both": _both,
+    "outputs": _outputs,
+    "outputs-of-replicas": _outputs_of_replicas,
 }
 
 
@@ -134,7 +149,8 @@ def batch(step: int, share: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def share_of(way: str, rank: int) -> int:
     """Return which share of the batch a rank trains on; tensor parallel ranks have the same."""
-    return {"tensor": 0, "both": rank // 2}.get(way, rank)
+    alike = {"tensor": 0, "outputs": 0, "both": rank // 2, "outputs-of-replicas": rank // 2}
+    return alike.get(way, rank)
 
 
 def built(way: str) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -154,6 +170,10 @@ def train(way: str, run: str | None, **keywords: Any) -> dict[str, Any]:
         capture = Capture(model, optimizer, run, every=1, on_pressure="block", **keywords)
     seen: list[dict[str, torch.Tensor]] = []
     losses = []
+    outputs: list[torch.Tensor] = []
+    if way.startswith("outputs"):
+        up: Any = model.up
+        up.register_forward_hook(lambda module, given, output: outputs.append(whole(output)))
     dtype = next(model.parameters()).dtype
     for step in range(STEPS):
         x, y = batch(step, share_of(way, distributed.get_rank()))
@@ -165,6 +185,8 @@ def train(way: str, run: str | None, **keywords: Any) -> dict[str, Any]:
             assert parameter.grad is not None
             seen[-1][f"weights/{name}"] = whole(parameter)
             seen[-1][f"gradients/{name}"] = whole(parameter.grad)
+        if outputs:
+            seen[-1]["activations/up"] = outputs[-1]
         optimizer.step()
         losses.append(loss.detach().clone())
     final = {name: whole(parameter) for name, parameter in model.named_parameters()}
@@ -182,10 +204,11 @@ def compared(ways: Sequence[str], rank: int, folder: Path) -> None:
 
 def on_two(rank: int, folder: Path) -> None:
     """Do what two ranks can show."""
-    compared(["ddp", "fsdp", "kept-whole", "half", "tensor"], rank, folder)
+    compared(["ddp", "fsdp", "kept-whole", "half", "tensor", "outputs"], rank, folder)
     train("ddp", str(folder / "everybody.zarr"), replicas="all", samples=3)
     train("fsdp", str(folder / "all-shards.zarr"), replicas="all")
     train("fsdp", str(folder / "tight.zarr"), max_capture_bytes=600)
+    train("outputs", str(folder / "narrow.zarr"), max_capture_bytes=60)
     refused: dict[str, str] = {}
 
     def refuse(what: str, run: str, **keywords: Any) -> None:
@@ -234,7 +257,7 @@ def on_three(rank: int, folder: Path) -> None:
 
 def on_four(rank: int, folder: Path) -> None:
     """Spread over meshes of two axes."""
-    compared(["hybrid", "both"], rank, folder)
+    compared(["hybrid", "both", "outputs-of-replicas"], rank, folder)
 
 
 def killed(rank: int, folder: Path) -> None:

@@ -45,7 +45,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(folder: Path, way: str, *, ranks: int, writers: tuple[int, ...]) -> None:
     """Compare a run with capture to one without, and what was kept to what the optimizer saw."""
-    for rank in range(ranks):
+    for rank in reversed(range(ranks)):
         outcome = torch.load(folder / f"{way}-{rank}.pt")
         bare, captured = outcome["bare"], outcome["captured"]
         for one, other in zip(bare["losses"], captured["losses"], strict=True):
@@ -63,7 +63,8 @@ def check(folder: Path, way: str, *, ranks: int, writers: tuple[int, ...]) -> No
     for step, seen in enumerate(captured["seen"]):
         for key, tensor in seen.items():
             kind, name = key.replace("/module.", "/").split("/")
-            np.testing.assert_array_equal(run.strip(kind, name).frame(step), tensor.float().numpy())
+            kept = tensor[:1] if kind == "activations" else tensor
+            np.testing.assert_array_equal(run.strip(kind, name).frame(step), kept.float().numpy())
             count = run.statistics(kind)[name, "count"].values
             assert count.tolist() == [tensor.numel()] * STEPS
 
@@ -75,6 +76,30 @@ def test_of_replicas_the_first_rank_writes_and_asks_nobody(two: Path) -> None:
 @pytest.mark.parametrize("way", ["fsdp", "kept-whole", "half", "tensor"])
 def test_pieces_of_two_ranks_are_the_tensor_that_the_optimizer_saw(two: Path, way: str) -> None:
     check(two, way, ranks=2, writers=(0, 1))
+
+
+def test_outputs_that_are_spread_over_ranks_are_kept_whole(two: Path) -> None:
+    check(two, "outputs", ranks=2, writers=(0, 1))
+
+    run = open_run(two / "outputs.zarr")
+    assert run.layers("activations") == ["up", "norm", "down", "last"]
+    assert [piece.shape for piece in run.activations["up"].pieces] == [(1, 4), (1, 3)]
+    assert run.activations["norm"].attributes["placements"] == ["Shard(1)"]
+    np.testing.assert_array_equal(run.activations["norm"].frame(1), run.activations["up"].frame(1))
+
+
+def test_of_outputs_that_take_too_much_all_ranks_keep_statistics_alone(two: Path) -> None:
+    run = open_run(two / "narrow.zarr")
+
+    assert "up" not in run.layers("activations")
+    assert run.statistics("activations")["up", "count"].values.tolist() == [28.0] * STEPS
+
+
+def test_of_replicas_that_are_each_spread_the_outputs_of_the_first_are_kept(four: Path) -> None:
+    check(four, "outputs-of-replicas", ranks=4, writers=(0, 1, 2, 3))
+
+    run = open_run(four / "outputs-of-replicas.zarr")
+    assert [piece.rank for piece in run.activations["up"].pieces] == [0, 1]
 
 
 @pytest.mark.parametrize("way", ["fsdp", "kept-whole", "tensor"])

@@ -196,13 +196,15 @@ def ladder(site: Site, *, dtype: str | None = None) -> list[Take]:
         kept = dtype
     if not shape:
         return [Take((), kept)]
-    if site.piece is not None:
-        return [Take(shape, kept)] if site.piece.framed else []
+    if site.piece is not None and not site.piece.framed:
+        return []
     samples = None
     if site.batched:
         samples = shape[0] if site.samples is None else min(site.samples, shape[0])
         shape = (samples, *shape[1:])
     takes = [Take(shape, kept, samples=samples, wanted=samples)]
+    if site.piece is not None:
+        return takes
     while takes[-1].samples is not None and takes[-1].samples > 1:
         fewer = takes[-1].samples // 2
         takes.append(replace(takes[-1], shape=(fewer, *shape[1:]), samples=fewer))
@@ -263,15 +265,14 @@ def fit_sites(
     if parameters is None:
         return fit(ladders, budget)
     takes: list[Take | None] = [None] * len(sites)
-    numbers = range(len(sites))
-    pieces = [n for n in numbers if sites[n].piece is not None]
-    outputs = [n for n in numbers if sites[n].kind == "activations"]
-    others = [n for n in numbers if n not in {*pieces, *outputs}]
-    for number in pieces:
-        takes[number] = ladders[number][0] if ladders[number] else None
-    left = max(0, parameters - total(takes))
-    for group, room in ((outputs, budget - parameters), (others, left)):
-        for number, take in zip(group, fit([ladders[n] for n in group], room), strict=True):
+    for of_parameters, room in ((False, budget - parameters), (True, parameters)):
+        group = [n for n, site in enumerate(sites) if site.of_parameter is of_parameters]
+        for number in group:
+            if sites[number].piece is not None and ladders[number]:
+                takes[number] = ladders[number][0]
+        left = max(0, room - total(takes[number] for number in group))
+        rest = [number for number in group if sites[number].piece is None]
+        for number, take in zip(rest, fit([ladders[n] for n in rest], left), strict=True):
             takes[number] = take
     return takes
 

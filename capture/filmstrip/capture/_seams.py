@@ -104,6 +104,11 @@ class Site:
     tiers: Tiers = EVERYTHING
     piece: Piece | None = None
 
+    @property
+    def of_parameter(self) -> bool:
+        """Whether it is a weight or a gradient, and not something of a forward pass."""
+        return self.kind in ("weights", "gradients")
+
 
 class Slot(Protocol):
     """Memory of one capture on the host."""

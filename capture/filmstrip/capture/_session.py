@@ -363,4 +363,4 @@ class Session(Generic[T]):
 
 def parameter_bytes(settings: Settings) -> int:
     """Return the bytes of a capture that weights and gradients have where several ranks write."""
-    return settings.max_capture_bytes // (2 if "activations" in settings.kinds else 1)
+    return settings.max_capture_bytes // (2 if {"activations", "inputs"} & {*settings.kinds} else 1)

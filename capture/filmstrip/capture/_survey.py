@@ -102,7 +102,7 @@ class Survey(Generic[T]):
 
     def _apart(self, number: int) -> bool:
         """Return whether a site does not share the budget with parameters."""
-        return self._parameters is not None and self._sites[number].kind == "activations"
+        return self._parameters is not None and not self._sites[number].of_parameter
 
     def _lower(self) -> None:
         """Fit what is known so far, and make coarser what was taken already."""

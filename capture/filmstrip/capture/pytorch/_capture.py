@@ -253,7 +253,7 @@ class Capture(Agent):
         from filmstrip.capture._session import Session
         from filmstrip.capture.pytorch._images import whole_frame
         from filmstrip.capture.pytorch._probe import Probe
-        from filmstrip.capture.pytorch._ranks import Lead, part_of
+        from filmstrip.capture.pytorch._ranks import Lead, part_of, spread_outputs
         from filmstrip.capture.pytorch._stage import DryStage, stage_for
         from filmstrip.capture.pytorch._tap import TorchTap
 
@@ -274,6 +274,7 @@ class Capture(Agent):
             step=step,
             probe=batch,
             outputs=company.outputs,
+            spread=spread_outputs(settings) if company.together else None,
         )
         session: Session[torch.Tensor] = Session(
             settings,

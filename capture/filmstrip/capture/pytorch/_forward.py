@@ -16,14 +16,14 @@ from torch.utils.hooks import RemovableHandle
 
 from filmstrip.capture._clock import Clock
 from filmstrip.capture._schedule import EVERYTHING, Tiers
-from filmstrip.capture._seams import Site, Watcher
+from filmstrip.capture._seams import Piece, Site, Watcher
 from filmstrip.capture.pytorch._dynamo import Apart
 from filmstrip.capture.pytorch._layout import Layouts, input_layout
 from filmstrip.capture.pytorch._model import Layer, at, enclosing
 from filmstrip.capture.pytorch._op import lasting, leave, number, outermost
 from filmstrip.capture.pytorch._probe import Probe, arguments, named_leaves
 from filmstrip.capture.pytorch._script import hide_hooks
-from filmstrip.capture.pytorch._shards import here
+from filmstrip.capture.pytorch._shards import SpreadOutputs, here, scattered
 from filmstrip.capture.pytorch._stage import unreadable
 
 _FAILED, _LOOKING, _LEARNING = range(3)
@@ -184,6 +184,10 @@ class ForwardTaps:
         Gives the frames, while statistics come from training.
     inputs : bool
         Whether what the model is given is taken, too.
+    whole : bool
+        Whether outputs are taken that all ranks have alike; if not, only those spread over ranks.
+    spread : SpreadOutputs or None
+        Which of these are kept; None: none.
     """
 
     def __init__(
@@ -195,10 +199,13 @@ class ForwardTaps:
         micro_batches: str,
         samples: int,
         probe: Probe | None,
-        inputs: bool = False,
+        inputs: bool,
+        whole: bool,
+        spread: SpreadOutputs | None,
     ) -> None:
         self._root, self._phases, self._micro_batches = root, phases, micro_batches
         self._samples, self._probe = samples, probe
+        self._whole, self._spread = whole, spread
         self._watches = [_Watch(layer) for layer in layers]
         self._given = _Watch(Layer("input", "input", root), "inputs") if inputs else None
         self._names: set[tuple[str, bool, str]] = set()
@@ -318,7 +325,7 @@ class ForwardTaps:
     @property
     def unfired(self) -> list[str]:
         """Modules of which no output came yet, and what may be watched in their place."""
-        silent = [watch.layer for watch in self._watches if not watch.sites]
+        silent = [watch.layer for watch in self._watches if self._whole and not watch.sites]
         return [layer.name + enclosing(self._root, layer) for layer in silent]
 
     def _take(self, watch: _Watch, leaves: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -344,10 +351,18 @@ class ForwardTaps:
         name = watch.layer.name + (f"#{watch.calls}" if watch.calls else "")
         watch.calls += 1
         for leaf, tensor in leaves:
-            tensor, reason = here(tensor)
+            piece = None
+            if self._spread is not None and scattered(tensor):
+                tensor, piece, reason = self._spread.part((watch.kind, name + leaf), tensor)
+                if piece is None and not (self._whole and reason):
+                    continue
+            elif self._whole:
+                tensor, reason = here(tensor)
+            else:
+                continue
             key = (self._probing, name + leaf)
             if key not in watch.sites:
-                watch.sites[key] = self._discover(watch, name + leaf, tensor)
+                watch.sites[key] = self._discover(watch, name + leaf, tensor, piece)
             site = watch.sites[key]
             if site is None:
                 continue
@@ -356,7 +371,9 @@ class ForwardTaps:
             else:
                 self._recorder.take(site, tensor)
 
-    def _discover(self, watch: _Watch, leaf: str, tensor: torch.Tensor) -> int | None:
+    def _discover(
+        self, watch: _Watch, leaf: str, tensor: torch.Tensor, piece: Piece | None
+    ) -> int | None:
         tiers = EVERYTHING
         if self._probe is not None:
             tiers = Tiers(frames=True) if self._probing else Tiers(False, True, True)
@@ -374,6 +391,7 @@ class ForwardTaps:
                 layout=None if unreadable(tensor) else self._layout(watch, tensor),
                 original=watch.layer.original,
                 tiers=tiers,
+                piece=piece,
             )
         )
 

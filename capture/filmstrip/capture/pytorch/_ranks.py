@@ -21,7 +21,7 @@ from filmstrip.capture._session import Company, parameter_bytes
 from filmstrip.capture._settings import Settings
 from filmstrip.capture.errors import CaptureError
 from filmstrip.capture.pytorch._model import Selection
-from filmstrip.capture.pytorch._shards import Sharding, agreed, sharded
+from filmstrip.capture.pytorch._shards import Sharding, SpreadOutputs, agreed, sharded
 
 _LOGGER = logging.getLogger("filmstrip")
 
@@ -129,17 +129,19 @@ def part_of(
                 )
         elif sharding.mine and company.rank in meshes.get(variable.name, (company.rank,)):
             kept.append(replace(variable, sharding=sharding))
-    if company.rank == 0 and selection.layers and _tensor_parallel(selection, shardings.values()):
+    split = bool(selection.layers) and _tensor_parallel(selection, shardings.values())
+    if company.rank == 0 and split:
         _report.say(
-            "the model is tensor parallel: where an output is spread over ranks, its activations "
-            "are the part that lies on rank 0"
+            "the model is tensor parallel: outputs that are DTensors are kept whole, and of those "
+            "that are plain tensors the part that lies on rank 0"
         )
     everybody = settings.replicas == "all" and "activations" in settings.kinds
+    beside = any(company.rank in ranks for ranks in meshes.values())  # of rank 0
     writers = {0}.union(*(sharding.writers for sharding in shardings.values()))
     return Part(
         replace(
             selection,
-            layers=selection.layers if company.rank == 0 or everybody else (),
+            layers=selection.layers if company.rank == 0 or everybody or (split and beside) else (),
             variables=tuple(kept),
         ),
         tuple(range(company.ranks)) if everybody and company.together else tuple(sorted(writers)),
@@ -147,10 +149,16 @@ def part_of(
     )
 
 
+def spread_outputs(settings: Settings) -> SpreadOutputs:
+    """Return what decides on outputs that are spread over ranks; they have half of all outputs'."""
+    room = settings.max_capture_bytes - parameter_bytes(settings)
+    return SpreadOutputs(settings.samples, room // 2)
+
+
 def _tensor_parallel(selection: Selection, shardings: Iterable[Sharding]) -> bool:
     """Return whether parameters are cut otherwise than for `fully_shard`, which makes one cut."""
     kinds = {kind.__name__ for module in selection.root.modules() for kind in type(module).__mro__}
-    return any(sharding.cuts > ("FSDPModule" in kinds) for sharding in shardings)
+    return any(len(sharding.axes) > ("FSDPModule" in kinds) for sharding in shardings)
 
 
 def agree(rank: int, decide: Callable[[], Lead]) -> Lead:

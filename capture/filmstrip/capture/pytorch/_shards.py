@@ -184,9 +184,10 @@ class Sharding:
             )
 
     @property
-    def cuts(self) -> int:
-        """How many axes of the mesh cut the tensor."""
-        return sum(_split(placement) is not None for placement in self._placements)
+    def axes(self) -> tuple[int, ...]:
+        """Axes of the tensor that are cut, one for each axis of the mesh that cuts it."""
+        splits = map(_split, self._placements)
+        return tuple(split.axis for split in splits if split is not None)
 
     def current(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
         """Return the sharded parameter, while its module may hold all of it for a forward pass."""
@@ -214,6 +215,81 @@ def local_of(tensor: Any) -> torch.Tensor:
     with torch.no_grad():
         local: torch.Tensor = tensor.to_local()
     return local
+
+
+@dataclass(slots=True)
+class SpreadOutputs:
+    """Which outputs that are spread over ranks are kept, as all ranks decide it without asking.
+
+    A frame holds the leading samples of every piece. Where the samples themselves are spread, or
+    the pieces of a capture take too much, there is none, and statistics are all.
+
+    Parameters
+    ----------
+    samples : int
+        Leading samples kept in a frame.
+    budget : int
+        Bytes that the pieces of a capture may take on any rank.
+    """
+
+    samples: int
+    budget: int
+    _known: dict[object, Sharding] = field(default_factory=dict, repr=False)
+
+    def part(self, key: object, tensor: Any) -> tuple[torch.Tensor, Piece | None, str | None]:
+        """Return what lies here of an output, where in all of it, and why it cannot be kept.
+
+        Parameters
+        ----------
+        key : object
+            Tells the output from others; all of a key are spread alike.
+        tensor : DTensor
+
+        Returns
+        -------
+        local : torch.Tensor
+        piece : Piece or None
+            None where this rank writes nothing of it.
+        reason : str or None
+        """
+        sharding = self._known.get(key)
+        if sharding is None:
+            sharding = self._known[key] = Sharding(tensor)
+            self._settle(sharding)
+        if sharding.problem is not None:
+            return tensor, None, sharding.problem
+        local, reason = sharding.local(tensor)
+        if reason is None:
+            local, reason = here(local)
+        ours = sharding.mine and 0 in sharding.ranks  # or it is of another replica of the model
+        return local, sharding.piece if ours else None, reason
+
+    def _settle(self, sharding: Sharding) -> None:
+        """Cut a piece to the samples that are kept."""
+        if sharding.piece is None:
+            return
+        whole, offset = sharding.piece.global_shape, sharding.piece.offset
+        kept = min(self.samples, whole[0])
+        nbytes = kept * prod(sharding.largest[1:]) * sharding.tensor.element_size()
+        framed = 0 not in sharding.axes and nbytes <= self.budget
+        self.budget -= nbytes if framed else 0
+        sharding.piece = replace(
+            sharding.piece,
+            global_shape=(kept, *whole[1:]) if framed else whole,
+            offset=offset,
+            framed=framed,
+        )
+
+
+def scattered(tensor: object) -> bool:
+    """Return whether ranks hold different parts of a tensor, or terms of it.
+
+    Examples
+    --------
+    >>> scattered(torch.ones(2))
+    False
+    """
+    return sharded(tensor) and not all(p.is_replicate() for p in tensor.placements)  # type: ignore[attr-defined]
 
 
 def here(tensor: torch.Tensor) -> tuple[torch.Tensor, str | None]:

@@ -13,6 +13,7 @@ from filmstrip.capture.pytorch._backward import OptimizerLike, OptimizerTaps
 from filmstrip.capture.pytorch._forward import ForwardTaps
 from filmstrip.capture.pytorch._model import Selection
 from filmstrip.capture.pytorch._probe import Probe
+from filmstrip.capture.pytorch._shards import SpreadOutputs
 
 
 class TorchTap:
@@ -31,7 +32,9 @@ class TorchTap:
     probe : Probe, optional
         Gives the frames of activations.
     outputs : bool
-        Whether this process takes what the model gives and is given.
+        Whether this rank takes what the model gives and is given, as others have it alike.
+    spread : SpreadOutputs, optional
+        Which outputs are kept of which each rank has a part.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class TorchTap:
         step: StepLike,
         probe: Probe | None = None,
         outputs: bool = True,
+        spread: SpreadOutputs | None = None,
     ) -> None:
         self._step = step
         self._dry = settings.dry_run
@@ -54,6 +58,8 @@ class TorchTap:
             samples=settings.samples,
             probe=probe,
             inputs=outputs and "inputs" in settings.kinds and probe is None,
+            whole=outputs,
+            spread=spread,
         )
         self.optimizer = OptimizerTaps(optimizers, selection.variables, kinds=settings.kinds)
 
