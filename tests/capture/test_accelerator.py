@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from capture.extract_contract import ExtractContract
-from capture.training import Batches, Trained
+from capture.training import Batches, Trained, accelerator
 from torch import nn
 
 from filmstrip.capture.pytorch import Capture
@@ -24,9 +24,9 @@ from filmstrip.store._bits import ascending
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.accelerator.is_available(), reason="there is no accelerator"),
+    pytest.mark.skipif(accelerator() is None, reason="there is no accelerator"),
 ]
-DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
+DEVICE = accelerator() or torch.device("cpu")
 
 
 @contextmanager
@@ -197,7 +197,7 @@ def test_a_tensor_that_is_overwritten_on_another_stream_is_kept_as_it_was() -> N
 
     stream = torch.Stream(device=DEVICE)
     tensor = torch.zeros(1 << 22, device=DEVICE)
-    torch.accelerator.synchronize()
+    torch.get_device_module(DEVICE).synchronize()
     with stream:
         tensor.fill_(3.0)
         later = Later(tensor)

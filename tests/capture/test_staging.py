@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from capture.simulated import COMPUTE, POISON, SIDE, Event, Remote, Simulation
+from capture.training import accelerator
 from torch._subclasses import FakeTensorMode
 
 from filmstrip.capture._budget import Blueprint, Order, blueprint, ladder
@@ -326,7 +327,7 @@ def test_where_no_memory_can_be_locked_it_is_said_once_and_ordinary_memory_serve
     assert "\n" not in record.getMessage()
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+@pytest.mark.skipif(accelerator() is not None, reason="there is an accelerator")
 def test_without_an_accelerator_memory_cannot_be_locked_and_capture_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -51,3 +51,11 @@ class Trained:
             self.optimizer.step()
             self.losses.append(loss.detach().clone())
             after(loss)
+
+
+def accelerator() -> torch.device | None:
+    """Return what there is beside the CPU, if anything."""
+    if not hasattr(torch, "accelerator"):  # before torch 2.6
+        return torch.device("cuda") if torch.cuda.is_available() else None
+    there = torch.accelerator.is_available()
+    return torch.accelerator.current_accelerator() if there else None

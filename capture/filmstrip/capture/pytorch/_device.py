@@ -72,7 +72,9 @@ def reaches(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return True
-    current = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None
+    if not hasattr(torch, "accelerator") or not torch.accelerator.is_available():
+        return False  # torch 2.6 raises where there is none
+    current = torch.accelerator.current_accelerator()
     return current is not None and current.type == device.type
 
 
