@@ -19,10 +19,13 @@ from torch.func import functional_call, grad
 from torch.utils.checkpoint import checkpoint
 
 from filmstrip.capture import AlreadyCompiledError
-from filmstrip.capture.pytorch import Capture, _op
+from filmstrip.capture.pytorch import Capture, _dynamo, _op
 from filmstrip.store import open_run
 
 Call = Callable[[torch.Tensor], torch.Tensor]
+seen = pytest.mark.skipif(
+    _op._OP is None, reason=f"needs torch {_op._SINCE} to see compiled layers"
+)
 STEPS, EVERY = 8, 2
 
 
@@ -151,6 +154,7 @@ def recomputed_inside_a_function(model: nn.Module) -> tuple[nn.Module, Call]:
     return model, compiled(lambda x: checkpoint(model, x, use_reentrant=False))
 
 
+@seen
 @pytest.mark.parametrize(
     "way",
     [
@@ -181,6 +185,7 @@ def test_a_compiled_model_has_the_same_frames_and_losses_and_two_graphs(
     assert graphs() == (2, 0)
 
 
+@seen
 def test_hundreds_of_changes_between_due_and_not_compile_nothing(run: str) -> None:
     model = Net()
     train(model, compiled(model), run, steps=300, kinds="activations", frames=False)
@@ -189,6 +194,7 @@ def test_hundreds_of_changes_between_due_and_not_compile_nothing(run: str) -> No
     assert graphs() == (2, 0)
 
 
+@seen
 @pytest.mark.parametrize("before", [False, True])
 def test_code_compiled_for_another_model_of_the_class_is_not_taken_for_the_watched_ones(
     run: str, before: bool
@@ -210,6 +216,7 @@ def test_code_compiled_for_another_model_of_the_class_is_not_taken_for_the_watch
     assert torch._dynamo.config.skip_nnmodule_hook_guards
 
 
+@seen
 def test_a_model_that_ran_compiled_before_is_captured_and_goes_on_after(run: str) -> None:
     model = Net()
     call = compiled(model)
@@ -221,6 +228,7 @@ def test_a_model_that_ran_compiled_before_is_captured_and_goes_on_after(run: str
     assert torch.equal(found, expected)
 
 
+@seen
 def test_blocks_compiled_each_by_itself_share_their_graphs(run: str) -> None:
     model = Net(12)
     for block in model.blocks:
@@ -228,7 +236,8 @@ def test_blocks_compiled_each_by_itself_share_their_graphs(run: str) -> None:
     train(model, model, run)
 
     assert len(frames(run)) == 24
-    assert graphs() == (4, 0)  # of the input of the first, no gradient is needed
+    # Of the input of the first, no gradient is needed.
+    assert graphs() == ((4, 0) if _dynamo._ALIKE else (24, 0))
 
 
 def test_blocks_watched_in_more_ways_than_dynamo_allows_graphs_do_not_stop_training(
@@ -238,13 +247,14 @@ def test_blocks_watched_in_more_ways_than_dynamo_allows_graphs_do_not_stop_train
     layers = [f"{i}.blocks.{j}.fc" for i in range(5) for j in range(3) if i >> j & 1]
     for block in model:
         block.compile(backend="aot_eager", fullgraph=True)
-    limit = torch._dynamo.config.recompile_limit
+    limit = torch._dynamo.config.cache_size_limit
     train(model, model, run, layers=layers, kinds="activations", steps=3)
 
-    assert list(frames(run, 2)) == sorted(layers)
-    assert torch._dynamo.config.recompile_limit == limit
+    assert _op._OP is None or list(frames(run, 2)) == sorted(layers)
+    assert torch._dynamo.config.cache_size_limit == limit
 
 
+@seen
 def test_what_a_compiled_backward_pass_recomputes_is_taken_once(run: str) -> None:
     plain, model = Net(), Net()
     for one in (plain, model):
@@ -284,6 +294,7 @@ class Emitting(nn.Module):
         return made["pair"][1] + made["result"].logits  # type: ignore[no-any-return]
 
 
+@seen
 def test_calls_and_parts_of_outputs_have_the_names_that_they_have_in_eager_mode(run: str) -> None:
     plain, model = Emitting(), Emitting()
     train(plain, plain, f"{run}-eager")
@@ -302,6 +313,7 @@ class Choosing(Net):
         return first(x) + torch.cond(x.sum() > 0, inner, inner, (x,))  # type: ignore[no-any-return]
 
 
+@seen
 def test_where_no_op_may_be_left_training_goes_on_and_the_layer_is_named(
     run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,6 +328,7 @@ def test_where_no_op_may_be_left_training_goes_on_and_the_layer_is_named(
     assert "nothing came from blocks.1.fc (name 'blocks.1' in layers instead)" in said
 
 
+@seen
 def test_a_compiled_transform_of_the_model_is_not_taken_for_its_training(run: str) -> None:
     model = Net()
     held = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -346,9 +359,11 @@ def test_an_exported_model_has_nothing_of_ours_in_it(run: str, strict: bool) -> 
 
     assert any("relu" in name for name in calls)
     assert not any("filmstrip" in name for name in calls)
-    assert list(frames(run, 0)) == LAYERS
+    if _dynamo._ALIKE or not strict:  # before, a strict export passes for the step's first pass
+        assert list(frames(run, 0)) == LAYERS
 
 
+@seen
 def test_batches_of_any_size_are_captured_by_one_more_graph(run: str) -> None:
     model = Net()
     train(model, compiled(model), run, x=lambda step: batch(3 + step), samples=2)
@@ -360,6 +375,7 @@ def test_batches_of_any_size_are_captured_by_one_more_graph(run: str) -> None:
     assert graphs() == (3, 0)
 
 
+@seen
 def test_a_probe_compiles_nothing(run: str) -> None:
     plain, model = Net(), Net()
     train(plain, plain, f"{run}-eager", probe=batch(5))
@@ -384,6 +400,7 @@ def test_an_optimizer_whose_step_is_compiled_is_followed(run: str) -> None:
     assert open_run(run).status().errors == 0
 
 
+@seen
 @pytest.mark.parametrize("hidden", [False, True])
 def test_the_trainers_own_step_is_read_where_the_model_is_compiled(run: str, hidden: bool) -> None:
     model = Net()
@@ -400,6 +417,7 @@ def test_the_trainers_own_step_is_read_where_the_model_is_compiled(run: str, hid
     assert open_run(run).scalars["loss"].steps.tolist() == list(range(11, 19))
 
 
+@seen
 @pytest.mark.parametrize("which", ["first", "last", "all"])
 def test_micro_batches_of_a_compiled_model_are_the_ones_of_eager_mode(run: str, which: str) -> None:
     def accumulate(call: Call) -> Call:
@@ -433,6 +451,7 @@ def test_a_layer_that_its_module_runs_past_is_reported_with_the_one_to_name(
     assert "0.self_attn.out_proj (name '0.self_attn' in layers instead)" in said
 
 
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this torch has no such tag")
 def test_the_op_is_kept_out_of_cuda_graphs() -> None:
     assert torch.Tag.cudagraph_unsafe in torch.ops.filmstrip.tap.default.tags
 
@@ -444,6 +463,7 @@ def test_a_torch_without_ops_that_have_effects_trains_and_names_what_is_not_seen
         older.setitem(sys.modules, "torch._higher_order_ops.effects", None)
         op = _op._defined()
     monkeypatch.setattr(_op, "_OP", op)
+    _op._say_that_nothing_is_left.cache_clear()
     plain, model = Net(), Net()
     expected = train(plain, plain, f"{run}-eager")
     call = compiled(model)
@@ -451,7 +471,9 @@ def test_a_torch_without_ops_that_have_effects_trains_and_names_what_is_not_seen
 
     assert losses == expected
     assert open_run(run).layers("weights")
-    assert "nothing came from blocks.0.fc" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("does not show outputs of layers in compiled code") == 1
+    assert "nothing came from blocks.0.fc" in said
 
 
 def test_a_model_compiled_ahead_of_time_is_refused(run: str) -> None:
@@ -469,6 +491,7 @@ def test_a_model_compiled_ahead_of_time_is_refused(run: str) -> None:
         Capture(given, torch.optim.SGD(model.parameters(), lr=0.1), run)
 
 
+@seen
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on the CPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_inductor_trains_within_rounding_of_itself_without_capture(

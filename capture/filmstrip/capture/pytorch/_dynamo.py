@@ -7,10 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
+import torch
 from torch import nn
 
 _LOOKING = "skip_nnmodule_hook_guards"
-_LIMIT = "recompile_limit"
+_LIMITS = (
+    "recompile_limit",
+    "accumulated_recompile_limit",
+    "cache_size_limit",  # the names before torch 2.7
+    "accumulated_cache_size_limit",
+)
+_ALIKE = torch.__version__ >= "2.9"  # torch 2.7 tells every hook from others of its class
 _FORMER: list[Mapping[str, Any]] = []  # settings as each model that is watched found them
 
 
@@ -38,13 +45,14 @@ class Apart:
 
         config = dynamo.config
         former = {
-            name: getattr(config, name) for name in (_LOOKING, _LIMIT) if hasattr(config, name)
+            name: getattr(config, name) for name in (_LOOKING, *_LIMITS) if hasattr(config, name)
         }
         _FORMER.append(former)
         if _LOOKING in former:
             setattr(config, _LOOKING, False)
-        if _LIMIT in former:
-            setattr(config, _LIMIT, former[_LIMIT] * 2 * _patterns(root, watched))
+        more = 2 * _patterns(root, watched)
+        for name in former.keys() & set(_LIMITS):
+            setattr(config, name, former[name] * more)
         getattr(dynamo, "reset_code_caches", dynamo.reset)()
         try:
             from torch._C._dynamo.eval_frame import (
@@ -52,8 +60,12 @@ class Apart:
                 _FrameExecStrategy,
                 set_code_exec_strategy,
             )
-        except ImportError:
-            return  # every hook outside of a graph is then a small graph of its own
+        except ImportError:  # before torch 2.7
+            from torch._dynamo.eval_frame import skip_code
+
+            for hook in hooks:
+                skip_code(hook)
+            return
         for hook in hooks:
             set_code_exec_strategy(hook, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP))
 
@@ -70,6 +82,8 @@ class Apart:
 def _patterns(root: nn.Module, watched: Iterable[str]) -> int:
     """Return in how many ways modules of one class are watched inside, or not at all.
 
+    Where Dynamo tells hooks apart that do the same, each of the modules is watched in its own way.
+
     Examples
     --------
     >>> _patterns(nn.ModuleList(nn.Sequential(nn.ReLU(), nn.ReLU()) for _ in range(9)), ["0.1"])
@@ -80,9 +94,9 @@ def _patterns(root: nn.Module, watched: Iterable[str]) -> int:
         parts = name.split(".")
         for depth in range(len(parts) + 1):
             inside[".".join(parts[:depth])].add(".".join(parts[depth:]))
-    patterns: dict[type, set[frozenset[str]]] = defaultdict(set)
+    patterns: dict[type, set[object]] = defaultdict(set)
     modules = dict(root.named_modules(remove_duplicate=False))
     for name, names in inside.items():
         if name in modules:  # Keras keeps layers where torch does not see them
-            patterns[type(modules[name])].add(frozenset(names))
+            patterns[type(modules[name])].add(frozenset(names) if _ALIKE else name)
     return 1 + max(map(len, patterns.values()), default=0)

@@ -46,10 +46,9 @@ class _Watch:
 class _Hook:
     """A hook that a copy of the model, in memory or in a file, does not share.
 
-    Averaged copies of a model must not be taken for it, and ``torch.save(model)`` must work.
+    Averaged copies of a model must not be taken for it, and ``torch.save(model)`` must work. It has
+    no ``__slots__``, into which Dynamo does not look in torch 2.4.
     """
-
-    __slots__ = ("__weakref__", "_key", "_recorder")
 
     def __init__(self, recorder: Watcher[torch.Tensor]) -> None:
         self._recorder, self._key = recorder, number(self)
@@ -65,13 +64,13 @@ class _Hook:
 class _PassHook(_Hook):
     """What the model runs at the beginning or the end of every forward pass."""
 
-    __slots__ = ("_act", "_clock")
-
     def __init__(
         self, recorder: Watcher[torch.Tensor], act: Callable[[bool], None], clock: Clock
     ) -> None:
         super().__init__(recorder)
-        self._act, self._clock = act, clock
+        # Dynamo does not compile the hook itself, and must not compile what it calls.
+        self._act = torch.compiler.disable(act)  # type: ignore[no-untyped-call]
+        self._clock = clock
 
     def __call__(self, module: nn.Module, *args: object) -> None:
         if not torch.compiler.is_compiling():
@@ -90,8 +89,6 @@ class _PassHook(_Hook):
 class _TakingHook(_Hook):
     """What takes tensors of a module's call."""
 
-    __slots__ = ("_take", "_watch")
-
     def __init__(
         self,
         recorder: Watcher[torch.Tensor],
@@ -99,7 +96,8 @@ class _TakingHook(_Hook):
         watch: _Watch,
     ) -> None:
         super().__init__(recorder)
-        self._take, self._watch = take, watch
+        self._take = torch.compiler.disable(take)  # type: ignore[no-untyped-call]
+        self._watch = watch
 
     def _see(self, tree: object) -> None:
         if not torch.compiler.is_compiling():

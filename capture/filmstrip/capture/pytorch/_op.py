@@ -9,15 +9,18 @@ the graph: an `int` would be a constant of it, and each of 48 equal blocks be co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import count
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
 
+from filmstrip.capture import _report
 from filmstrip.capture.pytorch._probe import named_leaves
 
 _NAME = "filmstrip::tap"
+_SINCE = "2.7"  # before, torch changed gradients (2.4), or lost the op (2.5, 2.6), and said nothing
 _NUMBERS = count()
 _OUTERMOST, _RECOMPUTED, _ELSEWHERE = range(3)
 _CHECKPOINTS = frozenset({"TagActivationCheckpoint", "WrapActivationCheckpoint"})
@@ -72,7 +75,7 @@ def lasting() -> bool:
     Not so in what `torch.export` traces, which goes elsewhere, in what `torch.func` transforms, and
     in graphs inside of graphs, as of `torch.cond`, unless they are there to be recomputed.
     """
-    return _OP is not None and bool(_place() != _ELSEWHERE)
+    return bool(_place() != _ELSEWHERE) and _OP is not None
 
 
 def outermost() -> bool:
@@ -87,17 +90,31 @@ def _place() -> int:
     try:
         from torch._dynamo.symbolic_convert import InstructionTranslator
 
-        tracer: Any = InstructionTranslator.current_tx().output.current_tracer
+        graph: Any = InstructionTranslator.current_tx().output
+        tracer = graph.current_tracer
         while tracer.parent is not None:
             around.add(type(tracer.source_target).__name__)
             tracer = tracer.parent
     except (ImportError, AttributeError):  # traced by something other than this Dynamo
         return _ELSEWHERE
-    if _exporting() or torch._C._functorch.peek_interpreter_stack() is not None:
+    exporting = getattr(graph, "export", False) or _exporting()
+    if exporting or torch._C._functorch.peek_interpreter_stack() is not None:
         return _ELSEWHERE
+    if _OP is None:
+        _say_that_nothing_is_left()
     if not around:
         return _OUTERMOST
     return _RECOMPUTED if around <= _CHECKPOINTS else _ELSEWHERE
+
+
+@cache
+def _say_that_nothing_is_left() -> None:
+    """Say once why layers inside of compiled code are not seen."""
+    version = torch.__version__.partition("+")[0]
+    _report.say(
+        f"torch {version} does not show outputs of layers in compiled code, torch {_SINCE} and "
+        "later do; weights and gradients are captured"
+    )
 
 
 def _heard(key: torch.Tensor, tensors: list[torch.Tensor], leaves: list[str], learns: bool) -> None:
@@ -111,7 +128,9 @@ def _nothing(*given: Any) -> None:
 
 
 def _defined() -> Callable[..., None] | None:
-    """Define the op; None where this torch has no ops with effects."""
+    """Define the op; None where this torch has no ops with effects, or none that work."""
+    if torch.__version__ < _SINCE:
+        return None
     try:
         from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
     except ImportError:

@@ -106,6 +106,8 @@ def named_leaves(name: str, tree: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _parts(leaf: object) -> dict[str, Any]:
     """Return what a dataclass or a mapping of its own class holds, which pytree does not enter."""
+    if leaf is None:  # of which Dynamo in torch 2.9 cannot tell that it is no dataclass
+        return {}
     if is_dataclass(leaf) and not isinstance(leaf, type):
         return {field.name: getattr(leaf, field.name, None) for field in fields(leaf)}
     return {str(key): leaf[key] for key in leaf} if isinstance(leaf, Mapping) else {}
