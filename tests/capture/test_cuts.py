@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+pytest.importorskip("torch", "2.5", reason="torch 2.4 has no torch.distributed.tensor")
+
 from torch.distributed.tensor import Replicate, Shard, _utils
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 

@@ -21,6 +21,9 @@ import numpy.typing as npt
 import pytest
 import torch
 import typer
+
+pytest.importorskip("torch", "2.6", reason="older ones may run what is in a file")
+
 from capture.training import Batches, Trained
 from safetensors.torch import save_file
 from torch import nn

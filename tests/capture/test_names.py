@@ -203,6 +203,7 @@ def test_a_wrapper_that_checkpoints_is_no_part_of_a_name(run: str) -> None:
     assert opened.layers("weights") == ["0.0.weight", "0.0.bias", "1.weight", "1.bias"]
 
 
+@pytest.mark.skipif(torch.__version__ < "2.5", reason="torch 2.4 runs past hooks there")
 def test_an_encoder_that_has_a_fast_path_in_eval_mode_is_seen_in_both_modes(run: str) -> None:
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)

@@ -6,6 +6,7 @@ import importlib
 import pickle
 import warnings
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,10 @@ def fit(
 
 
 def _path(path: str | None, trainer: Any) -> dict[str, Any]:
-    return {} if path is None else {"ckpt_path": path, "weights_only": False}
+    if path is None:
+        return {}
+    whole = {"weights_only": False} if "weights_only" in signature(trainer.fit).parameters else {}
+    return {"ckpt_path": path, **whole}
 
 
 def test_lightning_captures_the_first_batch_of_a_step_and_what_is_logged(pl: Any, run: str) -> None:
