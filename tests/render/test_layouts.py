@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from itertools import permutations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from filmstrip import render
 from filmstrip.render import SourceError, SpecError
 from filmstrip.render._layout import arrange
+
+if TYPE_CHECKING:
+    from filmstrip.store import Run
 
 
 @given(order=st.sampled_from(sorted(permutations("NCHW"))))
@@ -82,3 +87,12 @@ def test_a_layout_that_does_not_fit_is_refused(layout: str) -> None:
 def test_an_empty_array_is_refused_with_its_shape() -> None:
     with pytest.raises(SpecError, match="0×3"):
         arrange(np.zeros((0, 3)), None)
+
+
+def test_a_layout_with_other_axes_is_refused_of_strips_too(run: Run) -> None:
+    strip = run.activations["relu1"]
+    for draw in (render.grid, render.mosaic, render.animation):
+        with pytest.raises(SpecError, match="layout 'NC' names 2 axes, relu1 has 4 axes"):
+            draw(strip, layout="nc")
+
+    assert render.mosaic(strip, None).shape == render.mosaic(strip, "nchw").shape

@@ -70,6 +70,15 @@ def test_every_option_of_a_grid_is_obeyed(run_path: Path, tmp_path: Path) -> Non
     )
 
 
+def test_a_layout_is_one_picture_however_it_is_written(run_path: Path, tmp_path: Path) -> None:
+    first = call("grid", run_path, "relu1", "--layout", "nhwc", "-o", tmp_path)
+    second = call("grid", run_path, "relu1", "--layout", "NHWC", "-o", tmp_path)
+
+    assert "drew 1 picture" in first.stdout
+    assert "drew 0 pictures, kept 1" in second.stdout
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["grid-00000040-layoutNHWC.png"]
+
+
 def test_the_command_in_a_picture_draws_the_same_picture(run_path: Path, tmp_path: Path) -> None:
     for words in (
         "grid {} relu1 --samples 1 --scale each --step 20",
@@ -235,6 +244,9 @@ def test_a_run_without_what_is_compared_is_left_out_and_named(
         ("grid {run} relu1 --channels 12", "no channel of relu1 12: there are 12 (0 to 11)"),
         ("grid {run} --kind weights fc.* --channels 15:", "no channel of fc.weight in 15:"),
         ("grid {run} relu1 --rgb", "relu1 has shape 4×12×8×8"),
+        ("grid {run} relu1 --layout NC", "layout 'NC' names 2 axes, relu1 has 4 axes: 4×12×8×8"),
+        ("grid {run} fc --layout NHWC", "layout 'NHWC' names 4 axes, fc has 2 axes: 4×20"),
+        ("animation {run} relu1 --layout NC", "layout 'NC' names 2 axes"),
         ("animation {run} relu1 --channels 12", "no channel of relu1 12"),
         ("animation {run} relu1 --rgb", "--rgb needs images"),
         ("grid {run} -o {tmp}/file", "is a file"),

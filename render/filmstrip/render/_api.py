@@ -13,7 +13,7 @@ import numpy as np
 
 from filmstrip.render._array_source import ArraySource, StepsSource, as_array, as_real, lines_of
 from filmstrip.render._draw import describe
-from filmstrip.render._layout import arrange
+from filmstrip.render._layout import arrange, check_fits
 from filmstrip.render._picks import check_picks, pick_steps
 from filmstrip.render._source import RunSource
 from filmstrip.render._spec import AnimationSpec, CurveSpec, GridSpec, HistogramSpec
@@ -438,6 +438,7 @@ def mosaic(
     values = x.frame(-1) if isinstance(x, Strip) else as_array(x)
     kind = x.kind if isinstance(x, Strip) else ""
     named = layout or (x.layout if isinstance(x, Strip) else None)
+    check_fits(layout, values.shape, x.layer if isinstance(x, Strip) else "")
     real = np.abs(values) if np.iscomplexobj(values) else as_real(values)
     planes = arrange(real, named, kind=kind, sample=sample).values
     return mosaic_of(planes.reshape(-1, *planes.shape[2:]), columns=columns, padding=padding)

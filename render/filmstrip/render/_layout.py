@@ -17,7 +17,7 @@ from filmstrip.render.errors import SourceError, SpecError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Arrangement", "arrange", "arrange_images", "check_layout", "letters"]
+__all__ = ["Arrangement", "arrange", "arrange_images", "check_fits", "check_layout", "letters"]
 
 _PARAMETERS: Final = {0: "", 1: "C", 2: "HW", 3: "OIW", 4: "OIHW", 5: "OIDHW"}
 _ACTIVATIONS: Final = {0: "", 1: "C", 2: "HW", 3: "NLC", 4: "NCHW", 5: "NCDHW"}
@@ -106,6 +106,28 @@ def check_layout(layout: str) -> str:
             "such as NCHW, NHWC, OIHW or HWIO"
         )
     return axes
+
+
+def check_fits(layout: str | None, shape: tuple[int, ...], layer: str) -> None:
+    """Refuse a layout that a user asked for and a frame has not; without its N it may be.
+
+    Raises
+    ------
+    SpecError
+        If it names another number of axes.
+
+    Examples
+    --------
+    >>> check_fits("NCHW", (12, 8, 8), "relu1")
+    """
+    if layout is None:
+        return
+    axes = check_layout(layout)
+    if len(axes) != len(shape) and (axes[0] != "N" or len(axes) != len(shape) + 1):
+        raise SpecError(
+            f"layout {axes!r} names {_axes(len(axes))}, "
+            f"{layer or 'the array'} has {_axes(len(shape))}: {_shape(shape)}"
+        )
 
 
 def letters(layout: str | None, ndim: int, kind: str) -> str:
@@ -263,6 +285,10 @@ def _order(axes: str) -> str:
         return axes
     inside = [letter for letter in order if letter in axes]
     return "".join([a for a in axes if a not in order] + inside)
+
+
+def _axes(count: int) -> str:
+    return f"{count} ax{'i' if count == 1 else 'e'}s"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

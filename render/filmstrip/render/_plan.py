@@ -70,8 +70,8 @@ def grid_jobs(
 
 
 def _check(source: RunSource, spec: GridSpec) -> None:
-    """Refuse channels and colours that frames of a layer do not have, before any is drawn."""
-    if spec.channels != "all" or spec.rgb:
+    """Refuse channels, colours and axes that frames of a layer lack, before any is drawn."""
+    if spec.channels != "all" or spec.rgb or spec.layout:
         shown(source.blank(spec), spec)
 
 

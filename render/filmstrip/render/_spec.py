@@ -79,7 +79,7 @@ class GridSpec:
 
     def __post_init__(self) -> None:
         if self.layout is not None:
-            check_layout(self.layout)
+            object.__setattr__(self, "layout", check_layout(self.layout))
         check_picks(self.channels, "--channels")
         _check_choice("--scale", self.scale, SCALES)
         _check_choice("--downsample", self.downsample, DOWNSAMPLE)

@@ -11,7 +11,7 @@ from filmstrip.render._array_source import as_real
 from filmstrip.render._grid_sheet import plan_tiles, tile_sheet
 from filmstrip.render._grid_words import dead_words, plane_words, pooled_words, tile_words
 from filmstrip.render._image import Picture
-from filmstrip.render._layout import Arrangement, arrange, arrange_images
+from filmstrip.render._layout import Arrangement, arrange, arrange_images, check_fits
 from filmstrip.render._matrix_sheet import matrix_sheet, plan_matrix
 from filmstrip.render._palette import BACKGROUND, NAN, NEGINF, POSINF, check_colormap, quantise
 from filmstrip.render._picks import pick_entries
@@ -194,8 +194,9 @@ def shown(frame: Frame, spec: GridSpec) -> tuple[Arrangement, npt.NDArray[Any], 
     Raises
     ------
     SpecError
-        If colours are wanted of what has none.
+        If colours are wanted of what has none, or a layout of what has other axes.
     """
+    check_fits(spec.layout, frame.values.shape, spec.layer)
     values = np.abs(frame.values) if np.iscomplexobj(frame.values) else frame.values
     values = as_real(values)
     arranged = None
