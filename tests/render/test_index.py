@@ -374,6 +374,40 @@ def test_layers_that_are_not_finite_come_first(hostile: Path) -> None:
     assert "NaN first at step 10" in hostile.read_text()
 
 
+def test_what_is_not_finite_comes_first_without_statistics_too(tmp_path: Path) -> None:
+    path, out = tmp_path / "run.zarr", tmp_path / "out"
+    maps, image = (2, 4, 5, 5), (2, 1, 5, 5)
+    with create_run(path) as run:
+        of = {name: FrameSpec(maps, "float32", layout="NCHW") for name in ("fine", "late", "map")}
+        writer = run.writer("activations", of)
+        images = run.writer("images", {"photo": FrameSpec(image, "float32", layout="NCHW")})
+        for step in (0, 10, 20):
+            frames = {name: np.ones(maps, np.float32) for name in of}
+            frames["late"][1, 2, 0, 0] = np.inf if step else 1
+            frames["map"][0, 2, 0, 0] = np.nan if step == 20 else 1
+            writer.append(step, frames)
+            shown = np.full(image, 0.5, np.float32)
+            shown[1, 0, 0, 0] = -np.inf
+            images.append(step, {"photo": shown})
+            run.log(step, {"loss": np.nan if step == 10 else 1.0, "lr": 0.1})
+    expected = [
+        ("scalars/all", "loss: NaN first at step 10"),
+        ("activations/late", "infinities at step 10"),
+        ("activations/map", "NaN at step 20"),
+        ("images/photo", "infinities at step 20"),
+        ("activations/fine", ""),
+    ]
+
+    for drew in ("drew 9 pictures", "drew 0 pictures"):
+        result = call("all", path, "-o", out, "--dpi", "60")
+
+        assert result.exit_code == 0, result.output
+        assert drew in result.stdout
+        head = r'<h2><small>(\w+)</small>(.+?)(?:<span class="bad">(.+?)</span>)?</h2>'
+        found = re.findall(head, (out / NAME).read_text())
+        assert [(f"{kind}/{layer}", bad) for kind, layer, bad in found] == expected
+
+
 @pytest.fixture
 def browser() -> Iterator[Browser]:
     """Return a browser of a desktop's size."""

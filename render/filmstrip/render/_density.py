@@ -20,7 +20,7 @@ from filmstrip.store import BINS, bin_edges
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["ZERO_BINS", "Counts", "density_counts", "edges_between", "monotone"]
+__all__ = ["ZERO_BINS", "Counts", "density_counts", "edges_between", "monotone", "nonfinite_words"]
 
 _BESIDE: Final = (BINS - (len(bin_edges()) - 1)) // 2  # bins for NaN and infinity, each side
 _FINITE: Final = slice(_BESIDE, BINS - _BESIDE)
@@ -72,10 +72,30 @@ class Counts:
         return everything - finite - positive - negative, positive, negative
 
     @property
+    def nonfinite(self) -> tuple[str, int] | None:
+        """What of the values is no number, and the first step at which some are not."""
+        bad = np.flatnonzero(self.bits.sum(axis=1) > self.finite)
+        if not bad.size:
+            return None
+        nan, positive, negative = self.others
+        return nonfinite_words(nan, positive + negative), int(self.steps[bad[0]])
+
+    @property
     def zero_share(self) -> float:
         """Share of finite values that are exactly zero, at the step that has most of them."""
         finite = np.maximum(self.finite, 1)
         return float((self.zeros / finite).max()) if len(self.steps) else 0.0
+
+
+def nonfinite_words(nan: int, infinite: int) -> str:
+    """Name what is no number.
+
+    Examples
+    --------
+    >>> nonfinite_words(3, 0), nonfinite_words(1, 2)
+    ('NaN', 'NaN and infinities')
+    """
+    return " and ".join(["NaN"] * bool(nan) + ["infinities"] * bool(infinite))
 
 
 def edges_between(low: float, high: float, bins: int, scale: str) -> npt.NDArray[np.float64]:

@@ -34,6 +34,7 @@ class Drawn:
 
     ``fatal`` is set where the others would fail as well: nothing can be written. ``nothing`` is
     set where nothing went wrong, but there is nothing that such a picture could show.
+    ``nonfinite`` is what drawing found to be no number, and at which step.
     """
 
     job: Job
@@ -42,6 +43,7 @@ class Drawn:
     error: str = ""
     fatal: bool = False
     nothing: bool = False
+    nonfinite: tuple[str, int | None] | None = None
 
 
 def draw_batch(batch: Batch) -> list[Drawn]:
@@ -84,7 +86,9 @@ def _draw(job: Job, sources: Sequence[RunSource], out: Path) -> Drawn:
         return Drawn(job, error=str(error))
     except Exception as error:  # the rim: a defect in one picture must not end all others
         return Drawn(job, error=reason(error))
-    return Drawn(job, metadata["filmstrip-digest"], time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    found = metadata["filmstrip-digest"]
+    return Drawn(job, found, seconds, nonfinite=picture.nonfinite)
 
 
 def describe(spec: Spec, sources: Sequence[RunSource]) -> dict[str, str]:

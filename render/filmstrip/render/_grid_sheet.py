@@ -260,7 +260,7 @@ def tile_sheet(
         bar=bar,
         labels=index_labels(places, tuple(names), tuple(inner_names)),
     )
-    return Sheet(chrome, cmap, tuple(patches), tuple(labels), marks)
+    return Sheet(chrome, cmap, tuple(patches), tuple(labels), marks, bad)
 
 
 def _strips(tiles: npt.NDArray[np.uint8], plan: TilePlan, cmap: str) -> npt.NDArray[np.uint8]:

@@ -97,6 +97,9 @@ class Picture:
         Those of an animation, of which ``sheet`` is the first.
     metadata : mapping of str to str
         Written into the file: digest, run, step, the command that draws it again.
+    nonfinite : (str, int or None) or None
+        What of the values is no number, and at which step; None where all are, or where it is
+        not known.
 
     Examples
     --------
@@ -114,6 +117,7 @@ class Picture:
     frames: Frames | None = None
     dpi: float = 200.0
     metadata: Mapping[str, str] = field(default_factory=dict)
+    nonfinite: tuple[str, int | None] | None = None
 
     def __repr__(self) -> str:
         width, height = self.size

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from filmstrip.render._density import nonfinite_words
 from filmstrip.render._image import write_atomically
 from filmstrip.render._manifest import read_manifest
 from filmstrip.store import STATISTICS, KindNotFoundError
@@ -151,7 +152,7 @@ def _covered(source: RunSource) -> str:
 
 
 def _nonfinite(source: RunSource) -> dict[tuple[str, str], str]:
-    """Layers whose statistics count NaN or infinities, and since when."""
+    """Scalars, and layers whose statistics count NaN or infinities, and since when."""
     found: dict[tuple[str, str], str] = {}
     for kind in ("activations", "gradients", "weights"):
         try:
@@ -164,20 +165,38 @@ def _nonfinite(source: RunSource) -> dict[tuple[str, str], str]:
             nan, infinite = columns["nan"], columns["posinf"] + columns["neginf"]
             rows = np.flatnonzero((nan + infinite)[:, position])
             if rows.size:
-                words = ["NaN"] * bool(nan[rows, position].any())
-                words += ["infinities"] * bool(infinite[rows, position].any())
-                found[kind, layer] = f"{' and '.join(words)} first at step {steps[rows[0]]}"
+                words = nonfinite_words(nan[rows, position].any(), infinite[rows, position].any())
+                found[kind, layer] = f"{words} first at step {steps[rows[0]]}"
+    scalars = []
+    for name, (steps, values) in source.run.scalars.items():
+        rows = np.flatnonzero(~np.isfinite(values))
+        if rows.size:
+            words = nonfinite_words(np.isnan(values).any(), np.isinf(values).any())
+            scalars.append(f"{name}: {words} first at step {steps[rows[0]]}")
+    if scalars:
+        found["scalars", ""] = "; ".join(scalars)
     return found
 
 
-def _sections(out: Path, pictures: Iterable[Entry], source: RunSource) -> list[_Section]:
+def _seen(pictures: Iterable[Entry]) -> dict[tuple[str, str], str]:
+    """Layers of which a picture shows NaN or infinities: known also without statistics."""
+    seen: dict[tuple[str, str], tuple[int, str]] = {}
+    for entry in pictures:
+        words, step = entry.get("nonfinite"), entry.get("nonfinite_step")
+        if isinstance(words, str) and isinstance(step, int):
+            key = str(entry["kind"]), str(entry["layer"])
+            seen[key] = min(seen.get(key, (step, words)), (step, words))
+    return {key: f"{words} at step {step}" for key, (step, words) in seen.items()}
+
+
+def _sections(out: Path, pictures: Sequence[Entry], source: RunSource) -> list[_Section]:
     """Sections in order: layers that are not finite, then by kind, in forward order."""
     layers: dict[tuple[str, str], dict[str, _Figure]] = {}
     for entry in pictures:
         kind, layer = str(entry["kind"]), str(entry["layer"])
         key = kind, layer if kind != "scalars" else ""
         _enter(layers.setdefault(key, {}), out, entry)
-    nonfinite = _nonfinite(source)
+    nonfinite = _seen(pictures) | _nonfinite(source)
     sections = [
         _Section(
             kind=kind,

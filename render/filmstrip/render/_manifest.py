@@ -93,7 +93,13 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _merge(report: Report, out: Path) -> None:
     pictures, errors = read_manifest(out)
-    merged = {str(entry["path"]): entry for entry in (*pictures, *_entries(report))}
+    merged = {str(entry["path"]): entry for entry in pictures}
+    for entry in _entries(report):
+        before = merged.get(str(entry["path"]), {})
+        if entry["state"] == "kept" and before.get("digest") == entry["digest"]:
+            found = ("nonfinite", "nonfinite_step")  # only drawing tells
+            entry.update((key, before[key]) for key in found if key in before)
+        merged[str(entry["path"])] = entry
     there = [entry for path, entry in sorted(merged.items()) if (out / path).is_file()]
     # What another part of the pictures could not draw, unless it has been drawn since.
     if report.everything is not None:
@@ -124,6 +130,7 @@ def _entries(report: Report) -> list[Entry]:
 
 def _entry(one: Drawn, state: str, runs: tuple[str, ...]) -> Entry:
     spec = one.job.spec
+    words, step = one.nonfinite or (None, None)
     return {
         "path": one.job.path,
         "picture": spec.picture,
@@ -134,6 +141,8 @@ def _entry(one: Drawn, state: str, runs: tuple[str, ...]) -> Entry:
         "digest": one.digest,
         "seconds": round(one.seconds, 4),
         "state": state,
+        "nonfinite": words,
+        "nonfinite_step": step,
     }
 
 

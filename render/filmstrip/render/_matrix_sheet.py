@@ -176,7 +176,7 @@ def matrix_sheet(
     box = Axes(left, top, block_width, block_height, rows, columns, *axes, *numbers)
     width = max(right, left + text_width + ruler(20))
     chrome = Chrome(width=width, height=foot, dpi=ruler.dpi, bar=bar, axes=box)
-    return Sheet(chrome, cmap, tuple(patches), tuple(labels), marks)
+    return Sheet(chrome, cmap, tuple(patches), tuple(labels), marks, bad)
 
 
 def _margins(

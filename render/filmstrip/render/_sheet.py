@@ -8,7 +8,7 @@ a figure for SVG and PDF, so that all formats show the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from filmstrip.render import _text
@@ -143,13 +143,14 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A whole picture."""
+    """A whole picture; ``bad`` counts what of it is no number, by bytes of the palette."""
 
     chrome: Chrome
     cmap: str
     patches: tuple[Patch, ...]
     labels: tuple[Label, ...]
     marks: tuple[int, ...]
+    bad: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from filmstrip.render._array_source import as_real
+from filmstrip.render._density import nonfinite_words
 from filmstrip.render._grid_sheet import plan_tiles, tile_sheet
 from filmstrip.render._grid_words import dead_words, plane_words, pooled_words, tile_words
 from filmstrip.render._image import Picture
@@ -66,7 +67,13 @@ def draw(source: Source, spec: GridSpec, *, title: str | None = None) -> Picture
     SourceError, SpecError
         If the frame does not hold what the spec asks for.
     """
-    return Picture(sheet=lay_out(source, spec, title=title), dpi=spec.dpi)
+    drawing = _drawing(source, spec, title, None)
+    sheet = _sheet(drawing)
+    words = nonfinite_words(
+        sheet.bad.get(NAN, 0), sheet.bad.get(POSINF, 0) + sheet.bad.get(NEGINF, 0)
+    )
+    nonfinite = (words, drawing.frame.step) if words else None
+    return Picture(sheet=sheet, dpi=spec.dpi, nonfinite=nonfinite)
 
 
 def lay_out(
@@ -93,7 +100,10 @@ def lay_out(
     SourceError, SpecError
         If the frame does not hold what the spec asks for.
     """
-    drawing = _drawing(source, spec, title, spread)
+    return _sheet(_drawing(source, spec, title, spread))
+
+
+def _sheet(drawing: _Drawing) -> Sheet:
     sheet = _flat(drawing) if drawing.arranged.flat else _tiled(drawing)
     check_size((sheet.chrome.width, sheet.chrome.height))
     return sheet

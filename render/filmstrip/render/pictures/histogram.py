@@ -86,7 +86,7 @@ def draw(source: Source, spec: HistogramSpec, *, title: str | None = None) -> Pi
     VIEWS[spec.view](axes, counts, spec, FULL)
     if spec.view == "heatmap":
         _density_bar(figure, figure.add_axes((0.935, bottom, 0.013, top - bottom)), axes)
-    return Picture(drawn=figure, dpi=spec.dpi)
+    return Picture(drawn=figure, dpi=spec.dpi, nonfinite=counts.nonfinite)
 
 
 @default_settings()
