@@ -255,6 +255,8 @@ def test_a_run_without_what_is_compared_is_left_out_and_named(
         ("curve {run} --name los", "train/loss"),
         ("curve {run} --stat relu9/l2", "relu1"),
         ("curve {run} --stat relu1/l3", "l2"),
+        ("curve {run} --stat relu1/foo", "dead, norm"),
+        ("curve {run} --kind scalars --stat accuracy/mean", "scalars are drawn by their --name"),
         ("curve {run} --stat fc.weight/l2 --kind gradients", "gradients"),
         (
             "histogram {run} --view single --step 7",

@@ -1,6 +1,6 @@
 """The functions for Python: strips, arrays and tensors in, pictures out.
 
-The only place that tells a strip from an array.
+They do no more than make a spec of their keywords; ``_given`` knows what they are given.
 """
 
 from __future__ import annotations
@@ -11,19 +11,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from filmstrip.render._array_source import ArraySource, StepsSource, as_array, as_real, lines_of
-from filmstrip.render._draw import describe
+from filmstrip.render._array_source import ArraySource, StepsSource, as_real
+from filmstrip.render._given import (
+    curves_of,
+    described,
+    known_of,
+    page_of,
+    picks_of,
+    source_of,
+    step_of,
+    title_of,
+)
 from filmstrip.render._layout import arrange, check_fits
 from filmstrip.render._picks import check_picks, pick_steps
 from filmstrip.render._source import RunSource
-from filmstrip.render._spec import AnimationSpec, CurveSpec, GridSpec, HistogramSpec
+from filmstrip.render._spec import AnimationSpec, CurveSpec, GridSpec, HistogramSpec, checked
 from filmstrip.render._tiles import mosaic_of
 from filmstrip.render.errors import SpecError
 from filmstrip.render.pictures import animation as animations
-from filmstrip.render.pictures import curve as curves
 from filmstrip.render.pictures import grid as grids
 from filmstrip.render.pictures import histogram as histograms
-from filmstrip.store import Run, Strip
+from filmstrip.render.pictures.curve import draw as draw_curves
+from filmstrip.store import Strip
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +41,7 @@ if TYPE_CHECKING:
 
     from filmstrip.render._image import Picture
     from filmstrip.render._scale import ScaleMode
-    from filmstrip.render._spec import BinScale, Spec, View, XAxis
+    from filmstrip.render._spec import BinScale, View, XAxis
     from filmstrip.render._tiles import Downsample
 
 __all__ = ["animation", "curve", "grid", "histogram", "mosaic"]
@@ -112,14 +121,14 @@ def grid(
     >>> render.grid(np.random.default_rng(0).random((8, 12, 12)), title="random")
     <Picture 734×736 pixels>
     """
-    strip, source = _source(x, layout)
+    strip, source = source_of(x, layout)
     spec = GridSpec(
         kind=strip.kind if strip is not None else "",
         layer=strip.layer if strip is not None else "",
-        step=_step(strip, step),
+        step=step_of(strip, step),
         layout=layout,
         sample=sample,
-        channels=_picks(channels),
+        channels=picks_of(channels, "channels"),
         columns=columns,
         padding=padding,
         vmin=vmin,
@@ -130,8 +139,8 @@ def grid(
         rgb=rgb,
         dpi=dpi,
     )
-    drawn = grids.draw(source, spec, title=title if title is not None else _title(strip, x))
-    return _described(drawn, spec, None if strip is None else strip.run)
+    drawn = grids.draw(source, spec, title=title_of(title, x))
+    return described(drawn, known_of(strip, spec))
 
 
 def animation(
@@ -191,7 +200,7 @@ def animation(
     >>> render.animation(np.random.default_rng(0).random((3, 8, 12, 12)), title="random")
     <Picture 734×736 pixels, 3 frames>
     """
-    strip, source = _source(x, layout)
+    strip, source = source_of(x, layout)
     if isinstance(source, ArraySource):
         source = StepsSource(source.values, layout)
         if source.values.ndim < 2:
@@ -204,7 +213,7 @@ def animation(
         layer=strip.layer if strip is not None else "",
         layout=layout,
         sample=sample,
-        channels=_picks(channels),
+        channels=picks_of(channels, "channels"),
         rgb=rgb,
         columns=columns,
         padding=padding,
@@ -215,9 +224,9 @@ def animation(
         downsample=downsample,
         dpi=dpi,
     )
-    spec = AnimationSpec(frame=frame, step=check_picks(_picks(step), "step"), fps=fps)
-    drawn = animations.draw(source, spec, title=title if title is not None else _title(strip, x))
-    return _described(drawn, spec, None if strip is None else strip.run)
+    spec = AnimationSpec(frame=frame, step=check_picks(picks_of(step, "step"), "step"), fps=fps)
+    drawn = animations.draw(source, spec, title=title_of(title, x))
+    return described(drawn, known_of(strip, spec))
 
 
 def histogram(
@@ -272,12 +281,12 @@ def histogram(
     """
     if isinstance(x, Mapping):
         return _histograms(x, step, view, bins=bins, bin_scale=bin_scale, title=title, dpi=dpi)
-    strip, source = _source(x, None)
+    strip, source = source_of(x, None)
     if view is None:
         one = isinstance(step, int | np.integer)
         view = "ridge" if strip is not None and not one else "single"
     default = "-1" if view == "single" else "all"
-    picks = check_picks(default if step is None else _picks(step), "step")
+    picks = check_picks(default if step is None else picks_of(step, "step"), "step")
     if strip is not None and view == "single":
         kept = RunSource(strip.run).histogram_steps(strip.kind, strip.layer)
         picks = str(pick_steps(picks, kept, layer=strip.layer, what="histogram")[-1])
@@ -290,8 +299,8 @@ def histogram(
         bin_scale=bin_scale,
         dpi=dpi,
     )
-    drawn = histograms.draw(source, spec, title=title if title is not None else _title(strip, x))
-    return _described(drawn, spec, None if strip is None else strip.run)
+    drawn = histograms.draw(source, spec, title=title_of(title, x))
+    return described(drawn, known_of(strip, spec))
 
 
 def _histograms(
@@ -310,13 +319,13 @@ def _histograms(
     strips = all(isinstance(one, Strip) for one in several.values())
     seen = view or ("ridge" if strips else "single")
     default = "-1" if seen in {"single", "overlay"} else "all"
-    picks = check_picks(default if step is None else _picks(step), "step")
+    picks = check_picks(default if step is None else picks_of(step, "step"), "step")
     spec = HistogramSpec(
         layer="*", page=True, view=seen, step=picks, bins=bins, bin_scale=bin_scale, dpi=dpi
     )
     counted = []
     for name, one in several.items():
-        strip, source = _source(one, None)
+        strip, source = source_of(one, None)
         whole = replace(
             spec,
             kind="" if strip is None else strip.kind,
@@ -324,15 +333,17 @@ def _histograms(
             view="single" if seen == "overlay" else seen,
         )
         counted.append((str(name), histograms.counts_of(source, whole)))
-    drawn = histograms.draw_several(counted, replace(spec, kind=""), title=title or "")
-    return _described(drawn, spec, None)
+    title = "" if title is None else title_of(title, several)
+    drawn = histograms.draw_several(counted, replace(spec, kind=""), title=title)
+    return described(drawn, page_of(several.values(), spec))
 
 
 def curve(
     x: object,
     name: str = "*",
     *,
-    stat: str = "l2",
+    stat: str | None = None,
+    kind: str = "activations",
     band: bool = False,
     smoothing: float = 0.0,
     log: bool = False,
@@ -345,12 +356,16 @@ def curve(
     Parameters
     ----------
     x : Run, Strip, Series, mapping or array_like
-        A run: its scalars; a strip: a stored statistic of it; a series as ``run.scalars["loss"]``,
-        a pair of steps and values, a mapping of names to these, or the values alone.
+        A run: its scalars; a strip: a stored statistic of it; a series as ``run.scalars["loss"]``
+        or of pandas, a pair of steps and values, or the values alone; a mapping of names to any
+        of these.
     name : str
         Which scalars of a run: patterns, separated by commas.
-    stat : str
-        Which statistic of a strip: mean, std, min, max, l2, rms, dead, nan, …
+    stat : str or None
+        Which statistic of a strip: mean, std, min, max, l2 (None), rms, dead, nan, …; of layers
+        of a run, in place of its scalars: ``"conv*/l2"``.
+    kind : str
+        Of these layers of a run.
     band : bool
         Whether mean ± std is shaded around ``stat="mean"``.
     smoothing : float
@@ -381,19 +396,11 @@ def curve(
     >>> render.curve({"train": [2.3, 1.1, 0.4], "test": [2.3, 1.4, 0.9]}, smoothing=0.5)
     <Picture 1400×840 pixels>
     """
-    spec = CurveSpec(name=name, smoothing=smoothing, log=log, x=axis, dpi=dpi)
-    if isinstance(x, Strip):
-        spec = replace(spec, name=x.layer, stat=stat, kind=x.kind, band=band)
-    run = x.run if isinstance(x, Strip) else x if isinstance(x, Run) else None
-    if run is None:
-        if axis == "time":
-            raise SpecError("only a run knows the time of its steps; give times as x of a pair")
-        lines = lines_of(x)
-        if title is None:
-            title = lines[0].label if len(lines) == 1 else ""
-        return _described(curves.draw(lines, spec, title=title), spec, None)
-    lines = RunSource(run).series(spec)
-    return _described(curves.draw(lines, spec, title=title), spec, run)
+    spec = CurveSpec(name=name, band=band, smoothing=smoothing, log=log, x=axis, dpi=dpi)
+    curves = curves_of(x, spec, stat=stat, kind=kind)
+    title = curves.title if title is None else title_of(title, x)
+    drawn = draw_curves(curves.lines, curves.spec, title=title, missing=curves.missing)
+    return described(drawn, curves.known)
 
 
 def mosaic(
@@ -435,48 +442,12 @@ def mosaic(
     >>> mosaic(np.zeros((6, 4, 4)), columns=3).shape
     (9, 14)
     """
-    values = x.frame(-1) if isinstance(x, Strip) else as_array(x)
-    kind = x.kind if isinstance(x, Strip) else ""
-    named = layout or (x.layout if isinstance(x, Strip) else None)
-    check_fits(layout, values.shape, x.layer if isinstance(x, Strip) else "")
-    real = np.abs(values) if np.iscomplexobj(values) else as_real(values)
-    planes = arrange(real, named, kind=kind, sample=sample).values
+    sample, padding = checked("sample", sample, "int"), checked("padding", padding, "int")
+    columns = checked("columns", columns, "int | None")
+    strip, source = source_of(x, checked("layout", layout, "str | None"))
+    spec = GridSpec(kind=strip.kind, layer=strip.layer) if strip is not None else GridSpec(kind="")
+    frame = source.frame(spec)
+    check_fits(layout, frame.values.shape, spec.layer)
+    real = as_real(np.abs(frame.values) if np.iscomplexobj(frame.values) else frame.values)
+    planes = arrange(real, layout or frame.layout, kind=spec.kind, sample=sample).values
     return mosaic_of(planes.reshape(-1, *planes.shape[2:]), columns=columns, padding=padding)
-
-
-def _source(x: object, layout: str | None) -> tuple[Strip | None, RunSource | ArraySource]:
-    if isinstance(x, Strip):
-        return x, RunSource(x.run)
-    if isinstance(x, Run):
-        raise SpecError(f"{x.name} is a run; give one of its strips, as run.activations['conv1']")
-    return None, ArraySource(as_array(x), layout)
-
-
-def _step(strip: Strip | None, step: int) -> int:
-    """Return the step itself where it was counted from the end, so that it is in the metadata."""
-    if strip is None or step >= 0 or -step > len(strip.steps):
-        return int(step)
-    return int(strip.steps[step])
-
-
-def _title(strip: Strip | None, x: object) -> str:
-    if strip is not None:
-        return strip.layer
-    return type(x).__name__ if not isinstance(x, np.ndarray) else "array"
-
-
-def _picks(picks: str | int | slice | Sequence[int]) -> str:
-    """Write picks as on the command line."""
-    if isinstance(picks, slice):
-        parts = [picks.start, picks.stop, picks.step]
-        words = ["" if part is None else str(part) for part in parts]
-        return ":".join(words if picks.step is not None else words[:2])
-    if isinstance(picks, str | int | np.integer):
-        return str(picks)
-    return ",".join(map(str, picks))
-
-
-def _described(picture: Picture, spec: Spec, run: Run | None) -> Picture:
-    if run is None:
-        return picture.with_metadata({"Software": "filmstrip"})
-    return picture.with_metadata(describe(spec, (RunSource(run),)))

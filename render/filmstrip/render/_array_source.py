@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from filmstrip.render._scale import Spread
     from filmstrip.render._spec import CurveSpec, GridSpec, HistogramSpec
 
-__all__ = ["ArraySource", "StepsSource", "as_array", "lines_of"]
+__all__ = ["ArraySource", "StepsSource", "as_array", "is_column", "lines_of"]
 
 
 class ArraySource:
@@ -96,7 +96,7 @@ def as_array(x: object) -> npt.NDArray[Any]:
     Parameters
     ----------
     x : array_like or tensor
-        numpy, torch (on any device, bfloat16 too), TensorFlow, JAX, lists.
+        numpy, torch (on any device, bfloat16 too), TensorFlow, JAX, lists. What is masked is NaN.
 
     Returns
     -------
@@ -113,6 +113,8 @@ def as_array(x: object) -> npt.NDArray[Any]:
     >>> as_array([[1, 2], [3, 4]]).dtype
     dtype('float64')
     """
+    if isinstance(x, np.ma.MaskedArray):
+        x = _filled(x)
     if hasattr(x, "detach"):
         try:
             x = _numpy_of(x.detach())
@@ -123,6 +125,24 @@ def as_array(x: object) -> npt.NDArray[Any]:
     except ValueError as error:
         raise SpecError(f"not an array of numbers: {error}") from error
     return as_real(array)
+
+
+def _filled(x: np.ma.MaskedArray[Any, Any]) -> npt.NDArray[Any]:
+    """Put NaN where values are masked."""
+    if x.dtype.kind not in "biufc":
+        raise SpecError(f"not an array of numbers: its dtype is {x.dtype}")
+    filled: npt.NDArray[Any] = as_real(x.data)
+    if np.ma.is_masked(x):
+        filled = np.where(np.ma.getmaskarray(x), filled.dtype.type(np.nan), filled)
+    return filled
+
+
+def is_column(x: object) -> bool:
+    """Return whether something is a series of pandas, or like one: values with an index.
+
+    It has keys as a mapping has, but they name no curves.
+    """
+    return hasattr(x, "index") and hasattr(x, "to_numpy") and getattr(x, "ndim", 0) == 1
 
 
 def _numpy_of(tensor: Any) -> object:
@@ -154,6 +174,8 @@ def as_real(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def lines_of(x: object, label: str = "") -> list[Line]:
     """Take curves from a series, pairs, a mapping of names to either, or plain values.
 
+    A column of pandas runs over its index where that holds whole numbers.
+
     Raises
     ------
     SpecError
@@ -166,6 +188,11 @@ def lines_of(x: object, label: str = "") -> list[Line]:
     >>> [line.label for line in lines_of({"a": [1.0, 2.0], "b": [3.0, 1.0]})]
     ['a', 'b']
     """
+    if is_column(x):
+        index, values = np.asarray(x.index), as_array(x.to_numpy())  # type: ignore[attr-defined]
+        name = getattr(x, "name", None)
+        named = label or ("" if name is None else str(name))
+        return lines_of((index, values) if index.dtype.kind in "iu" else values, named)
     if hasattr(x, "keys") and hasattr(x, "__getitem__"):
         names = list(x.keys())
         if not names:

@@ -25,6 +25,7 @@ from filmstrip.store import (
     KindNotFoundError,
     LayerNotFoundError,
     Series,
+    StatisticNotFoundError,
     open_run,
     select,
     summarize,
@@ -326,7 +327,10 @@ class RunSource:
         if stat == "norm":
             name = found[0] if len(found) == 1 else f"norm of {len(found)} layers"
             return [self._line(name, _norm(statistics, found), group, spec)]
-        lines = [self._line(layer, statistics[layer, stat], group, spec) for layer in found]
+        try:
+            lines = [self._line(layer, statistics[layer, stat], group, spec) for layer in found]
+        except StatisticNotFoundError as error:  # the store knows nothing of what is drawn only
+            raise StatisticNotFoundError(error.name, (*error.names, "norm")) from None
         if spec.band:
             deviations = [statistics[layer, "std"].values for layer in found]
             lines = [replace(a, band=b) for a, b in zip(lines, deviations, strict=True)]

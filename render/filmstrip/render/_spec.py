@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import re
 import shlex
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
+
+import numpy as np
 
 from filmstrip.render._layout import check_layout
 from filmstrip.render._picks import check_picks
@@ -34,6 +37,7 @@ __all__ = [
     "Spec",
     "View",
     "XAxis",
+    "checked",
     "command",
     "digest",
     "file_name",
@@ -50,6 +54,13 @@ ANIMATION_FORMATS: Final = ("apng", "gif", "mp4")
 VIEWS: Final = ("single", "ridge", "overlay", "heatmap", "distribution")
 BIN_SCALES: Final = ("linear", "symlog", "tensorboard")
 X_AXES: Final = ("step", "time")
+_ACCEPTED: Final = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a string",
+    "bool": "True or False",
+}
+_SHOWN: Final = 60  # characters of a value of the wrong type
 _LONGEST: Final = 180  # bytes of a part of a path; file systems take 255
 _LOOKS: Final = 2  # raised when the same spec draws another picture
 
@@ -78,6 +89,7 @@ class GridSpec:
     dpi: float = 200.0
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.layout is not None:
             object.__setattr__(self, "layout", check_layout(self.layout))
         check_picks(self.channels, "--channels")
@@ -115,6 +127,7 @@ class HistogramSpec:
     dpi: float = 200.0
 
     def __post_init__(self) -> None:
+        _check_types(self)
         check_picks(self.step, "--step")
         _check_choice("--view", self.view, VIEWS)
         _check_choice("--bin-scale", self.bin_scale, BIN_SCALES)
@@ -145,10 +158,13 @@ class CurveSpec:
     dpi: float = 200.0
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check_common(self.format, self.dpi)
         _check_choice("--x", self.x, X_AXES)
         if self.band and self.stat not in {None, "mean"}:
             raise SpecError(f"--band is around a mean; --stat ends in {self.stat}")
+        if self.stat is not None and self.kind == "scalars":
+            raise SpecError("--stat is of layers; scalars are drawn by their --name")
         if not 0 <= self.smoothing < 1:
             raise SpecError(f"--smoothing is {self.smoothing:g}; it must be at least 0 and below 1")
 
@@ -168,6 +184,7 @@ class AnimationSpec:
     format: AnimationFormat = "apng"
 
     def __post_init__(self) -> None:
+        _check_types(self)
         check_picks(self.step, "--step")
         _check_choice("--format", self.format, ANIMATION_FORMATS)
         if not 0.1 <= self.fps <= 60:
@@ -185,6 +202,49 @@ class AnimationSpec:
 
 
 Spec: TypeAlias = GridSpec | HistogramSpec | CurveSpec | AnimationSpec
+
+
+def checked(name: str, value: Any, kind: str) -> Any:
+    """Return the value of a keyword as the plain type that its annotation names.
+
+    Raises
+    ------
+    SpecError
+        If it is of another type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> checked("dpi", 100, "float"), checked("columns", np.int64(3), "int | None")
+    (100.0, 3)
+    """
+    plain = kind.removesuffix(" | None")
+    if plain not in _ACCEPTED or (value is None and plain != kind):
+        return value
+    flag = isinstance(value, bool | np.bool_)
+    try:
+        if plain == "int" and not flag:
+            return operator.index(value)
+        if plain == "float" and not flag and not isinstance(value, str | bytes):
+            return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        pass
+    if (plain == "bool" and flag) or (plain == "str" and isinstance(value, str)):
+        return value
+    shown = " ".join(repr(value).split())
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+    raise SpecError(
+        f"{name} is {shown}; it must be {_ACCEPTED[plain]}" + " or None" * (plain != kind)
+    )
+
+
+def _check_types(spec: Spec) -> None:
+    """Turn what Python's functions were given into plain types; the command line has them."""
+    for one in fields(spec):
+        value = getattr(spec, one.name)
+        plain = checked(one.name, value, str(one.type))
+        if plain is not value:
+            object.__setattr__(spec, one.name, plain)
 
 
 def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from filmstrip.store._names import canonical
+from filmstrip.store._names import SCALARS, canonical
 from filmstrip.store._select import nearest_names
 from filmstrip.store._strip import Strip
 from filmstrip.store._view import Series
@@ -64,7 +64,8 @@ class Scalars(Mapping[str, Series]):
                 f"the {self._kind} of {self._run.name}",
                 nearest_names(name, list(names)),
             )
-        return Series.named(found, *self._run.view(self._kind).series(names[found]))
+        series = self._run.view(self._kind).series(names[found])
+        return Series.named(found, *series, run=self._run if self._kind == SCALARS else None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from filmstrip.store._names import METADATA, SAMPLES, STEP, WALL_TIME
 from filmstrip.store._place import LocalPlace, Place
 from filmstrip.store._reader import ArrayReader, Index
 from filmstrip.store.errors import FormatError
+
+if TYPE_CHECKING:
+    from filmstrip.store._run import Run
 
 Steps = npt.NDArray[np.int64]
 
@@ -33,6 +36,8 @@ class Series(_Pair):
         One value a step.
     name : str
         What they are values of, empty when nobody said.
+    run : Run or None
+        The run that logged them, None for other values.
 
     Examples
     --------
@@ -40,12 +45,15 @@ class Series(_Pair):
     """
 
     name = ""
+    run: Run | None = None
 
     @classmethod
-    def named(cls, name: str, steps: Steps, values: npt.NDArray[Any]) -> Self:
+    def named(
+        cls, name: str, steps: Steps, values: npt.NDArray[Any], run: Run | None = None
+    ) -> Self:
         """Return values with the name of what they are values of."""
         series = cls(steps, values)
-        series.name = name
+        series.name, series.run = name, run
         return series
 
 
