@@ -113,8 +113,6 @@ class _TakingHook(_Hook):
 class _OutputHook(_TakingHook):
     """What every watched module runs at every call."""
 
-    __slots__ = ()
-
     def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
         if self._recorder.on:
             self._see(output)
@@ -122,8 +120,6 @@ class _OutputHook(_TakingHook):
 
 class _InputHook(_TakingHook):
     """What the model runs with all that it is given."""
-
-    __slots__ = ()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._recorder.on:
