@@ -218,6 +218,17 @@ def test_a_pattern_without_a_match_names_the_nearest_layers(run_path: Path) -> N
     assert told == "filmstrip: no layer of run.zarr matches 'cnov1'; nearest: conv1\n"
 
 
+def test_a_layer_is_listed_and_drawn_by_another_of_its_names(tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    with create_run(path) as writer:
+        spec = FrameSpec((2, 3), "float32", aliases=("head",))
+        writer.writer("weights", {"embed": spec}).append(0, {"embed": np.ones((2, 3), "f")})
+
+    assert filmstrip("ls", path, "head") == "weights  embed  float32  2 × 3  1 steps\n"
+    filmstrip("render", "grid", path, "head", "--kind", "weights", "-o", tmp_path / "out")
+    assert [png.parent.name for png in (tmp_path / "out").rglob("*.png")] == ["embed"]
+
+
 def test_usage_errors_exit_with_2(run_path: Path) -> None:
     assert "No such option" in filmstrip("ls", run_path, "--colour", code=2)
     assert "No such command" in filmstrip("draw", code=2)

@@ -100,6 +100,11 @@ def test_tied_weights_are_kept_once_with_the_other_name_beside_it(run: str) -> N
     opened = open_run(run)
     assert opened.layers("weights") == ["embed.weight"]
     assert opened.weights["embed.weight"].attributes["aliases"] == ["head.weight"]
+    assert opened.layers("gradients", "head.weight") == ["embed.weight"]
+    for step in (0, 1):
+        np.testing.assert_array_equal(
+            opened.weights["head.weight"].frame(step), opened.weights["embed.weight"].frame(step)
+        )
 
 
 def test_a_frozen_parameter_has_weights_and_no_gradients(run: str) -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filmstrip.store._names import array_name, canonical, chunk_key, chunk_position
+from filmstrip.store import FrameSpec, create_run, open_run
+from filmstrip.store._names import Canonical, array_name, canonical, chunk_key, chunk_position
 
 
 def test_wrapper_prefixes_are_not_part_of_a_layers_name() -> None:
@@ -14,6 +18,21 @@ def test_wrapper_prefixes_are_not_part_of_a_layers_name() -> None:
 
 def test_a_child_that_is_really_called_module_keeps_its_name() -> None:
     assert canonical("encoder.module.weight") == "encoder.module.weight"
+    assert canonical(canonical("module.module.weight")) == "module.weight"
+
+
+def test_a_canonical_name_stays_as_it_is_and_is_found_by_the_wrapped_one(tmp_path: Path) -> None:
+    with create_run(tmp_path / "run.zarr") as run:
+        spec = FrameSpec((2,), "float32")
+        writer = run.writer("weights", {Canonical("module.fc"): spec, "module._orig_mod.fc": spec})
+        writer.append(0, {"module.fc": np.zeros(2, "f"), "fc": np.ones(2, "f")})
+    opened = open_run(tmp_path / "run.zarr")
+
+    assert opened.layers("weights") == ["module.fc", "fc"]
+    assert [opened.weights[name].layer for name in ("module/fc", "_orig_mod.module.fc", "fc")] == [
+        *("module.fc", "module.fc", "fc")
+    ]
+    assert opened.weights["_orig_mod.fc"].frame(0).tolist() == [1, 1]
 
 
 @given(

@@ -25,6 +25,7 @@ from filmstrip.store import (
     StoreError,
     create_run,
     open_run,
+    summarize,
 )
 from filmstrip.store import errors as error_module
 
@@ -202,8 +203,6 @@ def test_a_step_without_stored_bits_takes_its_histogram_from_the_frame(run_path:
 
 
 def test_the_first_value_that_is_not_finite_is_named(tmp_path: Path) -> None:
-    from filmstrip.store import summarize
-
     with create_run(tmp_path / "run.zarr") as run:
         writer = run.statistics_writer("activations", ["a", "b", "c"])
         for step, bad in ((0, "   "), (1, " i "), (2, "nni")):
@@ -287,6 +286,29 @@ def test_mistakes_are_told_in_one_line_with_the_way_out(run_path: Path, tmp_path
             ask()  # type: ignore[operator]
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_tensor_with_several_names_is_one_layer_that_each_of_them_finds(tmp_path: Path) -> None:
+    with create_run(tmp_path / "run.zarr") as writer:
+        spec = FrameSpec((2,), "float32", original="net/embed", aliases=("head", "tail"))
+        other = FrameSpec((2,), "float32", original="rnn")
+        layers = {"embed": spec, "rnn.0": other, "rnn.1": other}
+        frames = writer.writer("weights", layers)
+        frames.append(0, {name: np.full(2, i, "f") for i, name in enumerate(layers)})
+        described = np.stack([summarize(np.full(2, i, np.float32)) for i in range(3)])
+        writer.statistics_writer("weights", list(layers)).append(0, described)
+    run = open_run(tmp_path / "run.zarr")
+    statistics = run.statistics("weights")
+
+    assert run.layers("weights") == list(run.weights) == list(layers)
+    for name in ("head", "tail", "net/embed"):
+        assert run.strip("weights", name).layer == "embed"
+        assert run.layers("weights", ["rnn.1", name]) == ["embed", "rnn.1"]
+        assert statistics[name, "count"].values.tolist() == [2]
+        assert statistics.select([name, "rnn.1"]) == ["embed", "rnn.1"]
+    assert "head" in run.weights
+    with pytest.raises(LayerNotFoundError):  # it means two of them
+        run.weights["rnn"]
 
 
 def test_a_newer_format_is_refused_with_advice(run_path: Path) -> None:

@@ -35,6 +35,14 @@ def test_a_parameter_is_matched_by_its_module_too() -> None:
     assert select("conv1", names, owner=lambda name: name.rpartition(".")[0]) == names[:2]
 
 
+def test_an_alias_is_matched_only_by_its_whole_name() -> None:
+    aliases = {"head": "fc", "tail*": "bn"}
+
+    assert select("head", ["conv", "fc"], aliases=aliases) == ["fc"]
+    assert select("hea*", ["conv", "fc"], aliases=aliases) == []
+    assert select(["*", "head"], ["conv", "fc"], aliases=aliases) == ["conv", "fc"]
+
+
 def test_a_broken_expression_is_named() -> None:
     with pytest.raises(SelectionError, match=r"'re:\(' is not a regular expression"):
         select("re:(", LAYERS)

@@ -319,7 +319,8 @@ class RunSource:
 
     def _stats(self, spec: CurveSpec, stat: str) -> list[Line]:
         statistics = self.run.statistics(spec.kind)
-        found = _named(spec.name, statistics.layers)
+        whole = spec.name in statistics.layers  # though it holds a comma
+        found = statistics.select(spec.name if whole else spec.name.split(","))
         if not found:
             known = nearest(spec.name, statistics.layers)
             raise SourceError(f"no layer {spec.name!r} in {spec.kind}; nearest: {known}")
@@ -370,10 +371,9 @@ class RunSource:
             return self.run.layers(kind, list(patterns) or "*")
         except (KindNotFoundError, LayerNotFoundError):
             try:
-                known = self.run.statistics(kind).layers
+                found = self.run.statistics(kind).select(list(patterns) or "*")
             except KindNotFoundError:
-                known = ()
-            found = select(list(patterns) or "*", known)
+                found = []
             if not found:
                 raise
             return found

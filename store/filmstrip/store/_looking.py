@@ -68,7 +68,7 @@ def _not_finite(run: Run, pattern: str) -> list[tuple[str, ...]]:
         except KindNotFoundError:
             continue
         known = True
-        for layer in select(pattern, statistics.layers):
+        for layer in statistics.select(pattern):
             nan, high, low = (statistics[layer, name] for name in ("nan", "posinf", "neginf"))
             bad = np.flatnonzero(nan.values + high.values + low.values > 0)
             if bad.size:

@@ -25,14 +25,31 @@ _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _LONGEST, _KEPT = 200, 160
 
 
+class Canonical(str):
+    """A canonical name, of which nothing more is removed."""
+
+    __slots__ = ()
+
+
+def dotted(name: str) -> str:
+    """Return a name with the separators of a canonical one.
+
+    Examples
+    --------
+    >>> dotted("conv1/kernel")
+    'conv1.kernel'
+    """
+    return name.replace("/", ".")
+
+
 def canonical(name: str) -> str:
-    """Return the canonical dotted path of a module, parameter or scalar.
+    """Return the canonical dotted path of a module, parameter or scalar, judged by its text.
 
     Parameters
     ----------
     name : str
         The framework's name. The prefixes of compiled, FSDP and checkpoint wrappers are removed
-        wherever they stand; ``module.`` of DDP only at the start.
+        wherever they stand; ``module.`` of DDP only at the start. A `Canonical` one stays as it is.
 
     Returns
     -------
@@ -46,10 +63,28 @@ def canonical(name: str) -> str:
     >>> canonical("conv1/kernel")
     'conv1.kernel'
     """
-    parts = [part for part in name.replace("/", ".").split(".") if part not in _WRAPPERS]
+    if isinstance(name, Canonical):
+        return name
+    parts = _unwrapped(name)
     if len(parts) > 1 and parts[0] == "module":
         parts = parts[1:]
-    return ".".join(parts)
+    return Canonical(".".join(parts))
+
+
+def readings(name: str) -> list[str]:
+    """Return the canonical names that may be meant by a name, the most literal first.
+
+    Examples
+    --------
+    >>> readings("_orig_mod.module/fc")
+    ['_orig_mod.module/fc', '_orig_mod.module.fc', 'module.fc', 'fc']
+    """
+    meant = (name, dotted(name), ".".join(_unwrapped(name)), canonical(name))
+    return list(dict.fromkeys(meant))
+
+
+def _unwrapped(name: str) -> list[str]:
+    return [part for part in dotted(name).split(".") if part not in _WRAPPERS]
 
 
 def array_name(name: str, taken: Iterable[str] = ()) -> str:

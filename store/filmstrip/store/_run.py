@@ -20,12 +20,11 @@ from filmstrip.store._names import (
     HEALTH,
     SCALARS,
     STATISTICS,
-    canonical,
     statistics_group,
 )
 from filmstrip.store._pieces import Assembly, Piece
 from filmstrip.store._place import Place, place_of
-from filmstrip.store._select import Selector, nearest_names, select
+from filmstrip.store._select import Selector, known, nearest_names, select
 from filmstrip.store._statistics import Statistics
 from filmstrip.store._status import Status, state_of, status_of
 from filmstrip.store._stores import RankStore, RankStores
@@ -143,7 +142,8 @@ class Run:
         kind : str
             The kind.
         pattern : str or iterable of str
-            A glob whose ``*`` crosses dots, a regular expression behind ``re:``, or several.
+            A glob whose ``*`` crosses dots, a regular expression behind ``re:``, or several. What
+            has several names, as tied weights, is listed once, and found by each exact name.
 
         Returns
         -------
@@ -158,7 +158,7 @@ class Run:
             If nothing matches. Names the nearest layers.
         """
         names = list(Scalars(self, SCALARS)) if kind == SCALARS else list(self._arrays(kind))
-        chosen = select(pattern, names)
+        chosen = select(pattern, names, aliases=self._aliases(kind) if pattern != "*" else None)
         if not chosen and not (pattern == "*" and not names):
             shown = pattern if isinstance(pattern, str) else ", ".join(pattern)
             raise LayerNotFoundError(shown, f"{kind} in {self.name}", nearest_names(pattern, names))
@@ -181,13 +181,33 @@ class Run:
                 orders.setdefault(layer, int(about.get("order", 0)))
         return {layer: found[layer] for layer in sorted(found, key=orders.__getitem__)}
 
+    def _aliases(self, kind: str) -> dict[str, str]:
+        """Return the layers of a kind by what else they are called: aliases, the framework's name.
+
+        A module that has several strips gives none of them its own name.
+        """
+        if kind not in FRAME_KINDS or kind not in self.groups():
+            return {}
+        layers = self._arrays(kind)
+        meant: dict[str, set[str]] = {}
+        for layer, ((_, view, array), *_) in layers.items():
+            about = view.documents[array]["attributes"]["filmstrip"]
+            for name in (about["original"], *(about.get("aliases") or ())):
+                meant.setdefault(name, set()).add(layer)
+        return {
+            name: layer
+            for name, (layer, *others) in meant.items()
+            if not others and name not in layers
+        }
+
     def strip(self, kind: str, layer: str) -> Strip:
         """Return one layer of one kind.
 
         Parameters
         ----------
         kind, layer : str
-            What to return; a layer also by the framework's own name.
+            What to return; a layer also by the framework's own name, or by another name of its
+            tensor, as tied weights have.
 
         Returns
         -------
@@ -202,10 +222,10 @@ class Run:
             If there is no such layer. Names the nearest ones.
         """
         arrays = self._arrays(kind)
-        for name in (layer, canonical(layer)):
-            if name in arrays:
-                pieces = [Piece(view, array, rank) for rank, view, array in arrays[name]]
-                return Strip(self, kind, name, pieces)
+        name = known(layer, arrays, lambda: self._aliases(kind))
+        if name is not None:
+            pieces = [Piece(view, array, rank) for rank, view, array in arrays[name]]
+            return Strip(self, kind, name, pieces)
         where = f"{kind} in {self.name}"
         raise LayerNotFoundError(layer, where, nearest_names(layer, list(arrays)))
 
@@ -277,7 +297,8 @@ class Run:
             whole = Assembly(kind, [Piece(view, array, rank) for rank, view, array in places])
             return [piece.rank for piece in whole.pieces] if whole.complete else []
 
-        return Statistics(self.views(statistics_group(kind)), kind, owners)
+        views = self.views(statistics_group(kind))
+        return Statistics(views, kind, owners, lambda: self._aliases(kind))
 
     def nonfinite(self) -> NonFinite | None:
         """Return the first step, and its first layer in forward order, with NaN or infinity.

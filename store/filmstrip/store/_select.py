@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from fnmatch import translate
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
+from filmstrip.store._names import readings
 from filmstrip.store.errors import SelectionError
 
 Selector = str | Iterable[str]
@@ -47,6 +48,11 @@ def matches(selector: Selector, name: str) -> bool:
     bool
         True when the name is selected.
 
+    Raises
+    ------
+    SelectionError
+        If a regular expression is none.
+
     Examples
     --------
     >>> matches("layer1.*", "layer1.0.conv1"), matches("re:conv[12]", "conv3")
@@ -56,7 +62,11 @@ def matches(selector: Selector, name: str) -> bool:
 
 
 def select(
-    selector: Selector, names: Iterable[str], *, owner: Callable[[str], str] | None = None
+    selector: Selector,
+    names: Iterable[str],
+    *,
+    owner: Callable[[str], str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Return the names that a selector matches, in their own order.
 
@@ -68,6 +78,8 @@ def select(
         Canonical names.
     owner : callable, optional
         Gives a second name by which each name is matched as well, as the module of a parameter.
+    aliases : mapping of str to str, optional
+        Further names, with the name that each stands for; matched only if equal to the selector.
 
     Returns
     -------
@@ -80,13 +92,39 @@ def select(
     ['conv1', 'fc1']
     """
     selectors = _selectors(selector)
+    meant = {aliases[one] for one in selectors if one in aliases} if aliases else ()
 
     def chosen(name: str) -> bool:
-        if name in selectors or matches(selectors, name):
+        if name in selectors or name in meant or matches(selectors, name):
             return True
         return owner is not None and (owner(name) in selectors or matches(selectors, owner(name)))
 
     return [name for name in names if chosen(name)]
+
+
+def known(name: str, names: Container[str], aliases: Callable[[], Mapping[str, str]]) -> str | None:
+    """Return which of the names is meant by one, None if none is.
+
+    Parameters
+    ----------
+    name : str
+        A name, or one of the framework's, whose wrappers are removed.
+    names : container of str
+        Canonical names.
+    aliases : callable
+        Returns what else they are called; asked only where no name fits.
+
+    Examples
+    --------
+    >>> known("module.fc", ["fc"], dict), known("b", ["a"], lambda: {"b": "a"})
+    ('fc', 'a')
+    """
+    meant = readings(name)
+    for one in meant:
+        if one in names:
+            return one
+    others = aliases()
+    return next((others[one] for one in meant if one in others), None)
 
 
 def nearest_names(selector: Selector, names: Sequence[str], count: int = 3) -> list[str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from filmstrip.store._bits import BINS, rebin
-from filmstrip.store._names import HISTOGRAM, VALUES, canonical
+from filmstrip.store._names import HISTOGRAM, VALUES
 from filmstrip.store._select import (
     Selector,
+    known,
     nearest_names,
     nearest_steps,
     select,
@@ -42,7 +43,8 @@ class Statistics:
     ``mean``, ``std``, ``l2``, ``rms`` and ``dead`` (the share of zeros).
 
     Of the ranks that describe a layer, ``owners`` returns those that count: one of replicas, and
-    none while a piece of the layer is described by no rank.
+    none while a piece of the layer is described by no rank. ``aliases`` returns further names with
+    the layers that they stand for.
     """
 
     def __init__(
@@ -50,9 +52,10 @@ class Statistics:
         views: Sequence[tuple[int, GroupView]],
         kind: str,
         owners: Callable[[str, Sequence[int]], Sequence[int]],
+        aliases: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.kind = kind
-        self._views, self._owners = views, owners
+        self._views, self._owners, self._aliases = views, owners, aliases
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -71,14 +74,14 @@ class Statistics:
 
     def _groups(self, layer: str) -> list[tuple[GroupView, int]]:
         """Return the groups that describe a part of a layer, and its position in each."""
-        name, found = canonical(layer), {}
+        name, found = known(layer, self.layers, self._aliases), {}
+        if name is None:
+            where = f"the statistics of {self.kind}"
+            raise LayerNotFoundError(layer, where, nearest_names(layer, self.layers))
         for rank, view in self._views:
             layers = _layers(view)
             if name in layers:
                 found[rank] = (view, layers.index(name))
-        if not found:
-            where = f"the statistics of {self.kind}"
-            raise LayerNotFoundError(layer, where, nearest_names(layer, self.layers))
         return [found[rank] for rank in self._owners(name, [*found])]
 
     def values(self, layer: str) -> tuple[Steps, Floats]:
@@ -245,10 +248,16 @@ class Statistics:
 
         return statistics_to_dataframe(self)
 
+    def select(self, layers: Selector) -> list[str]:
+        """Return the layers described that a selector matches; what has several names, once."""
+        name = known(layers, self.layers, self._aliases) if isinstance(layers, str) else None
+        if name is not None:
+            return [name]
+        aliases = None if isinstance(layers, str) else self._aliases()
+        return select(layers, self.layers, aliases=aliases)
+
     def _selected(self, layers: Selector) -> list[str]:
-        if isinstance(layers, str) and canonical(layers) in self.layers:
-            return [canonical(layers)]
-        chosen = select(layers, self.layers)
+        chosen = self.select(layers)
         if not chosen:
             shown = layers if isinstance(layers, str) else ", ".join(layers)
             where = f"the statistics of {self.kind}"
