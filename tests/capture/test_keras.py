@@ -171,6 +171,33 @@ def test_a_container_is_taken_by_its_exact_name(run: str) -> None:
     assert open_run(run).layers("activations") == ["b1"]
 
 
+class Holder(L.Layer):  # type: ignore[misc]
+    """Calls a layer that others may call, too."""
+
+    def __init__(self, inner: Any, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.inner = inner
+
+    def call(self, x: Any) -> Any:
+        """Call it."""
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("name", ["module.fc", "again.fc", "a*.fc"])
+def test_a_layer_in_two_places_is_selected_by_either_name(run: str, name: str) -> None:
+    fc = L.Dense(64, name="fc")
+    first, second = Holder(fc, name="module"), Holder(fc, name="again")
+    model = keras.Sequential([keras.Input((8, 8, 1)), L.Flatten(), first, second])
+    fit(compiled(model, **GRAPH), [Capture(run, every=3, layers=name)], epochs=1)
+
+    opened = open_run(run)
+    assert opened.layers("activations") == ["module.fc", "module.fc#1"]
+    assert opened.layers("weights") == ["module.fc.kernel", "module.fc.bias"]
+    kernel = opened.weights["again.fc.kernel"].frame(3)
+    np.testing.assert_array_equal(kernel, opened.weights["module.fc.kernel"].frame(3))
+    assert opened.statistics("gradients")["again.fc.bias", "count"].values.tolist() == [64, 64]
+
+
 def test_numbers_of_fit_become_scalars_and_the_run_is_closed(run: str) -> None:
     x, y = digits()
     model = compiled(network(), **EAGER)

@@ -81,6 +81,18 @@ def test_a_regular_expression_selects_layers(run: str) -> None:
     assert open_run(run).layers("activations") == ["1", "3"]
 
 
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_a_module_with_two_names_is_selected_by_either(run: str, name: str) -> None:
+    model = nn.Sequential()
+    model.first = nn.Linear(3, 3)
+    model.second = model.first
+    train(model, torch.ones(2, 3), run=run, layers=name)
+
+    opened = open_run(run)
+    assert opened.layers("activations") == ["first", "first#1"]
+    assert opened.layers("weights") == ["first.weight", "first.bias"]
+
+
 class Tied(nn.Module):
     """Shares one matrix between an embedding and the output, as language models do."""
 
@@ -275,14 +287,17 @@ def test_distributed_data_parallel_is_looked_through(run: str) -> None:
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1
     )
     try:
-        model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(3, 2)))
+        inner = nn.Sequential()
+        inner.module = nn.Linear(3, 2)  # a name of the user's own
+        model = nn.parallel.DistributedDataParallel(inner)
         train(model, torch.ones(4, 3), run=run)
     finally:
         torch.distributed.destroy_process_group()
 
     opened = open_run(run)
-    assert opened.layers("weights") == ["0.weight", "0.bias"]
-    assert opened.layers("activations") == ["0"]
+    assert opened.layers("weights") == ["module.weight", "module.bias"]
+    assert opened.layers("activations") == ["module"]
+    assert opened.weights["module.module.weight"].layer == "module.weight"
 
 
 def test_a_copy_of_the_model_is_not_taken_for_it_and_a_watched_model_can_be_saved(run: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.utils import checkpoint as checkpoints
 from torch.utils.checkpoint import checkpoint
@@ -384,8 +385,8 @@ def test_a_watched_model_can_be_scripted_and_so_can_its_copy(run: str) -> None:
     assert open_run(run).steps("activations").tolist() == [0]
 
 
-def test_two_names_that_are_one_without_a_wrapper_are_two_layers(run: str) -> None:
-    class Wrapped(nn.Module):
+def test_a_child_that_has_the_name_of_a_wrappers_keeps_it(run: str) -> None:
+    class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.module = nn.Sequential()
@@ -395,17 +396,51 @@ def test_two_names_that_are_one_without_a_wrapper_are_two_layers(run: str) -> No
         def forward(self, x: torch.Tensor) -> Any:
             return self.fc(self.module(x))
 
-    model = Wrapped()
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Capture(model, optimizer, run, every=1, samples=2, layers=["fc", "module.fc"]):
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+
+    opened = open_run(run)
+    assert opened.layers("activations") == ["module.fc", "fc"]
+    assert opened.weights["fc.weight"].shape == (2, 3)
+    assert opened.weights["module.fc.weight"].shape == (3, 4)
+    assert opened.activations["fc"].shape == (2, 2)
+    assert opened.activations["module.fc"].shape == (2, 3)
+    statistics = opened.statistics("weights")
+    assert [statistics[f"{name}.weight", "count"].values for name in ("fc", "module.fc")] == [6, 12]
+
+
+@pytest.mark.parametrize("way", ["compiled", "checkpointed", "replicated"])
+def test_a_wrapper_inside_of_a_model_is_no_part_of_a_name(run: str, way: str) -> None:
+    class Replicated(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.module(x)
+
+    Replicated.__name__ = "DistributedDataParallel"  # as that of some other library
+    wrap: Any = {
+        "compiled": lambda module: torch.compile(module, backend="eager"),
+        "checkpointed": checkpoint_wrapper,
+        "replicated": Replicated,
+    }[way]
+    model = nn.Sequential(wrap(nn.Linear(4, 3)), nn.Linear(3, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Capture(model, optimizer, run, every=1, samples=2):
         model(torch.ones(2, 4)).sum().backward()
         optimizer.step()
 
     opened = open_run(run)
-    assert opened.weights["fc.weight"].shape == (2, 3)
-    assert opened.weights["fc.weight'"].shape == (3, 4)
-    assert opened.activations["fc"].shape == (2, 2)
-    assert opened.activations["fc'"].shape == (2, 3)
+    assert opened.layers("activations") == ["0", "1"]
+    assert opened.layers("weights") == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    theirs = next(name for name, _ in model.named_parameters())
+    np.testing.assert_array_equal(
+        opened.weights[theirs].frame(0), opened.weights["0.weight"].frame(0)
+    )
 
 
 def test_a_weight_that_is_made_of_another_one_from_now_on_is_said_to_be_gone(

@@ -10,23 +10,19 @@ from filmstrip.capture.errors import PlanError
 from filmstrip.store._select import matches, nearest_names
 
 
-class Named(Protocol):
-    """A layer."""
+class Known(Protocol):
+    """A layer or a parameter."""
 
     @property
     def name(self) -> str:
         """Its canonical name."""
-
-
-class Known(Named, Protocol):
-    """A parameter."""
 
     @property
     def aliases(self) -> tuple[str, ...]:
         """Its other names."""
 
 
-L = TypeVar("L", bound=Named)
+L = TypeVar("L", bound=Known)
 V = TypeVar("V", bound=Known)
 
 
@@ -56,10 +52,11 @@ def choose(
     PlanError
         If a selector matches nothing, and then it names the nearest layers; or if nothing is left.
     """
-    _check(settings.layers, [*leaves, *containers], variables)
+    _check(settings.layers, [*leaves, *containers, *variables])
 
     def chosen_layer(layer: L, leaf: bool, selectors: Sequence[str]) -> bool:
-        return layer.name in selectors or (leaf and matches(selectors, layer.name))
+        names = (layer.name, *layer.aliases)
+        return any(name in selectors or (leaf and matches(selectors, name)) for name in names)
 
     def chosen_variable(variable: V, selectors: Sequence[str]) -> bool:
         names = (variable.name, *variable.aliases)
@@ -93,9 +90,9 @@ def _said(selectors: Sequence[str]) -> str:
     return repr(selectors[0] if len(selectors) == 1 else list(selectors))
 
 
-def _check(selectors: Sequence[str], layers: Sequence[Named], variables: Sequence[Known]) -> None:
-    names = [layer.name for layer in layers] + [variable.name for variable in variables]
-    aliases = [alias for variable in variables for alias in variable.aliases]
+def _check(selectors: Sequence[str], there: Sequence[Known]) -> None:
+    names = [one.name for one in there]
+    aliases = [alias for one in there for alias in one.aliases]
     for selector in selectors:
         if not any(name == selector or matches(selector, name) for name in (*names, *aliases)):
             near = nearest_names(selector, [name for name in names if name])

@@ -21,7 +21,7 @@ from filmstrip.capture._size import size_text
 from filmstrip.capture._survey import view
 from filmstrip.store._bits import ascending
 from filmstrip.store._frame import FrameSpec
-from filmstrip.store._names import RANKS
+from filmstrip.store._names import RANKS, Canonical
 
 if TYPE_CHECKING:
     from filmstrip.store._recording import RunWriter
@@ -155,10 +155,10 @@ class RunSink:
         for name, kind in kinds.items():
             if kind.frames:
                 kind.writer = self._run.writer(
-                    name, {plan.sites[n].layer: self._spec(plan, n) for n in kind.frames}
+                    name, {Canonical(plan.sites[n].layer): self._spec(plan, n) for n in kind.frames}
                 )
             if kind.counted:
-                layers = [plan.sites[number].layer for number in kind.counted]
+                layers = [Canonical(plan.sites[number].layer) for number in kind.counted]
                 kind.statistics = self._run.statistics_writer(name, layers)
         self._plan, self._kinds = plan, kinds
 

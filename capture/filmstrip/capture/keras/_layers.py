@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 
-from filmstrip.store._names import canonical
+from filmstrip.store._names import dotted
 
 # Their layers run inside of a loop, where no tensor can be taken out.
 _LOOPS = (keras.layers.RNN, keras.layers.TimeDistributed)
@@ -21,6 +21,7 @@ class Layer:
     name: str
     original: str
     module: Any
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +45,11 @@ def underlying(variable: Any) -> Any:
     return variable._value if isinstance(variable, keras.Variable) else variable
 
 
+def layer_at(path: str, module: Any) -> Layer:
+    """Return the layer at a path."""
+    return Layer(dotted(path), path, module)
+
+
 def layers_of(layer: Layer) -> Iterator[tuple[Layer, bool]]:
     """Yield a layer and all inside of it, each with whether it is a leaf.
 
@@ -55,7 +61,7 @@ def layers_of(layer: Layer) -> Iterator[tuple[Layer, bool]]:
     taken: dict[str, int] = {}
     for child in inner:
         path = _joined(layer.original, _numbered(child.name, taken))
-        yield from layers_of(Layer(canonical(path), path, child))
+        yield from layers_of(layer_at(path, child))
 
 
 def variables_of(layer: Layer, *, leaf: bool) -> Iterator[Variable]:
@@ -66,12 +72,18 @@ def variables_of(layer: Layer, *, leaf: bool) -> Iterator[Variable]:
     for weight in layer.module.weights:
         if id(weight) not in theirs:
             path = _joined(layer.original, _numbered(weight.name, taken))
-            yield Variable(canonical(path), path, weight, layer.module)
+            yield Variable(dotted(path), path, weight, layer.module)
 
 
 def first_places(layers: list[Layer]) -> list[Layer]:
-    """Return layers once, though they may be in several places."""
-    return list({id(layer.module): layer for layer in reversed(layers)}.values())[::-1]
+    """Return layers once, with the other names of those that are in several places."""
+    found: dict[int, list[Layer]] = {}
+    for layer in reversed(layers):
+        found.setdefault(id(layer.module), []).append(layer)
+    return [
+        replace(first, aliases=tuple(other.name for other in reversed(others)))
+        for *others, first in reversed(found.values())
+    ]
 
 
 def known_once(variables: list[Variable]) -> list[Variable]:
@@ -80,12 +92,11 @@ def known_once(variables: list[Variable]) -> list[Variable]:
     for variable in variables:
         found.setdefault(id(variable.value), []).append(variable)
     return [
-        Variable(
-            first.name,
-            first.original,
-            first.variable,
-            first.owner,
-            tuple(dict.fromkeys(other.name for other in others if other.name != first.name)),
+        replace(
+            first,
+            aliases=tuple(
+                dict.fromkeys(other.name for other in others if other.name != first.name)
+            ),
         )
         for first, *others in found.values()
     ]

@@ -39,11 +39,13 @@ class _KerasCapture(Capture):
     """The agent of PyTorch, with Keras' names."""
 
     def _select(self, model: Any, settings: Settings) -> Selection:
-        found = list(_layers.layers_of(_layers.Layer("", "", model)))
+        found = list(_layers.layers_of(_layers.layer_at("", model)))
 
         def layers(wanted: bool) -> list[Layer]:
             chosen = _layers.first_places([layer for layer, leaf in found if leaf is wanted])
-            return [Layer(layer.name, layer.original, layer.module) for layer in chosen]
+            return [
+                Layer(layer.name, layer.original, layer.module, layer.aliases) for layer in chosen
+            ]
 
         weights = _layers.known_once(
             [weight for layer, leaf in found for weight in _layers.variables_of(layer, leaf=leaf)]

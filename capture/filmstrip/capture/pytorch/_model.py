@@ -12,10 +12,22 @@ from filmstrip.capture._selection import choose
 from filmstrip.capture._settings import Settings
 from filmstrip.capture.errors import AlreadyCompiledError, UnsupportedModelError
 from filmstrip.capture.pytorch._shards import Sharding
-from filmstrip.store._names import canonical
+from filmstrip.store._names import dotted
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.ParameterList, nn.ParameterDict)
 _PARAMETRIZATIONS = "parametrizations"
+_WRAPPERS = {
+    "module": frozenset(
+        {
+            *("DataParallel", "DistributedDataParallel", "ShardedDataParallel"),
+            *("AveragedModel", "DeepSpeedEngine", "Float16Module"),
+        }
+    ),
+    "_orig_mod": frozenset({"OptimizedModule"}),
+    "_fsdp_wrapped_module": frozenset({"FullyShardedDataParallel"}),
+    "_checkpoint_wrapped_module": frozenset({"ActivationWrapper"}),
+}
+"""What wrappers call the module inside of them, and the names of their classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +37,7 @@ class Layer:
     name: str
     original: str
     module: nn.Module
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +102,18 @@ def select_layers(model: nn.Module, settings: Settings) -> Selection:
 
 
 def _layers(root: nn.Module) -> tuple[list[Layer], list[Layer]]:
-    """Return the leaf modules, and the others."""
+    """Return the leaf modules, and the others; of wrappers, what is inside of them."""
     leaves: list[Layer] = []
     containers: list[Layer] = []
-    modules = dict(root.named_modules())
-    names = _distinct(modules)
-    for name, module in modules.items():
-        if _PARAMETRIZATIONS in name.split(".") or uncompiled(module) is not module:
-            continue
+    paths: dict[nn.Module, list[str]] = {}
+    for path, module in root.named_modules(remove_duplicate=False):
+        if _PARAMETRIZATIONS not in path.split(".") and inside(module) is module:
+            paths.setdefault(module, []).append(path)
+    names = _distinct(root, (first for first, *_ in paths.values()))
+    for module, (path, *others) in paths.items():
         children = [child for child, _ in module.named_children() if child != _PARAMETRIZATIONS]
-        layer = Layer(names[name], name, module)
+        aliases = tuple(name_in(root, other) for other in others)
+        layer = Layer(names[path], path, module, aliases)
         if not children and not isinstance(module, _CONTAINERS):
             leaves.append(layer)
         elif not isinstance(module, nn.ModuleList | nn.ModuleDict):
@@ -110,8 +125,9 @@ def enclosing(root: nn.Module, layer: Layer) -> str:
     """Return in words which module around a layer has an output, if any but the model has."""
     path = layer.original
     while path := path.rpartition(".")[0]:
-        if not isinstance(root.get_submodule(path), nn.ModuleList | nn.ModuleDict):
-            return f" (name {canonical(path)!r} in layers instead)"
+        module = root.get_submodule(path)
+        if not isinstance(module, nn.ModuleList | nn.ModuleDict) and inside(module) is module:
+            return f" (name {name_in(root, path)!r} in layers instead)"
     return ""
 
 
@@ -123,24 +139,64 @@ def _variables(root: nn.Module) -> Iterator[Variable]:
             if parameter is not None:
                 name = f"{path}.{attribute}" if path else attribute
                 names.setdefault(id(parameter), []).append((name, module, attribute))
-    distinct = _distinct(first for (first, _, _), *_ in names.values())
+    distinct = _distinct(root, (first for (first, _, _), *_ in names.values()))
     for (name, module, attribute), *others in names.values():
-        aliases = tuple(canonical(other) for other, _, _ in others)
+        aliases = tuple(name_in(root, other) for other, _, _ in others)
         yield Variable(distinct[name], name, module, attribute, aliases, root=root)
 
 
-def _distinct(originals: Iterable[str]) -> dict[str, str]:
+def name_in(root: nn.Module, path: str) -> str:
+    """Return the canonical name of what is at a path, which leaves out how wrappers call it.
+
+    Examples
+    --------
+    >>> inner = nn.ModuleDict({"module": nn.Linear(2, 2)})
+    >>> name_in(inner, "module.weight"), name_in(nn.DataParallel(inner), "module.module.weight")
+    ('module.weight', 'module.weight')
+    """
+    module: nn.Module | None = root
+    kept = []
+    for part in path.split("."):
+        if module is None or not _wraps(module, part):
+            kept.append(part)
+        module = None if module is None else module._modules.get(part)
+    return dotted(".".join(kept))
+
+
+def inside(module: nn.Module) -> nn.Module:
+    """Return the module that a wrapper, such as DistributedDataParallel, holds, or the one given.
+
+    Examples
+    --------
+    >>> inside(nn.DataParallel(nn.ReLU())), inside(nn.ReLU())
+    (ReLU(), ReLU())
+    """
+    for name, child in module._modules.items():
+        if child is not None and _wraps(module, name):
+            return child
+    return module
+
+
+def _wraps(module: nn.Module, child: str) -> bool:
+    """Return whether a module is a wrapper, and calls what it holds by this name."""
+    classes = _WRAPPERS.get(child)
+    return classes is not None and any(kind.__name__ in classes for kind in type(module).__mro__)
+
+
+def _distinct(root: nn.Module, originals: Iterable[str]) -> dict[str, str]:
     """Return canonical names, marked where another one has it already.
 
     Examples
     --------
-    >>> _distinct(["module.fc", "fc", "module.conv"])
-    {'fc': 'fc', 'module.fc': "fc'", 'module.conv': 'conv'}
+    >>> wrapper = nn.DataParallel(nn.ModuleDict({"fc": nn.ReLU()}))
+    >>> wrapper.fc = nn.ReLU()
+    >>> _distinct(wrapper, ["module.fc", "fc"])
+    {'fc': 'fc', 'module.fc': "fc'"}
     """
     names: dict[str, str] = {}
     taken: set[str] = set()
-    for original in sorted(originals, key=lambda name: canonical(name) != name):
-        name = canonical(original)
+    for original in sorted(originals, key=lambda path: name_in(root, path) != path):
+        name = name_in(root, original)
         while name in taken:
             name += "'"
         taken.add(name)

@@ -24,6 +24,7 @@ from filmstrip.capture._launched import Wishes
 from filmstrip.capture._settings import DEFAULTS, Settings, settle, switched_off
 from filmstrip.capture._unattended import beside_others, close_on_termination
 from filmstrip.capture.pytorch._capture import Capture
+from filmstrip.capture.pytorch._model import inside
 
 _LOGGER = logging.getLogger("filmstrip")
 
@@ -292,10 +293,8 @@ def steps_done(optimizer: torch.optim.Optimizer) -> int:
 
 
 def _inner(model: nn.Module) -> nn.Module:
-    for name in ("_orig_mod", "module"):
-        inner = dict(model._modules.items()).get(name)  # of a ScriptModule it has no get
-        if inner is not None and len(model._modules) == 1:
-            model = inner
+    while (inner := inside(model)) is not model:
+        model = inner
     return model
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from filmstrip.capture._selection import choose
 from filmstrip.capture._settings import Settings
 from filmstrip.capture.errors import PlanError
-from filmstrip.store._names import canonical
+from filmstrip.store._names import dotted
 
 _OUTPUTS = frozenset(
     {
@@ -107,7 +107,7 @@ def nodes_of(graph: Any, settings: Settings) -> Nodes:
 
 
 def _node(kind: str, name: str, tensor: Any) -> Node:
-    return Node(kind, canonical(name), name, tensor)
+    return Node(kind, dotted(name), name, tensor)
 
 
 def _outputs(graph: Any) -> Iterator[Node]:

@@ -17,11 +17,12 @@ from filmstrip.capture.keras._layers import (
     Variable,
     first_places,
     known_once,
+    layer_at,
     layers_of,
     underlying,
     variables_of,
 )
-from filmstrip.store._names import canonical
+from filmstrip.store._names import dotted
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +107,12 @@ def state_of(model: Any) -> list[Any]:
 def _layers(model: Any) -> Iterator[tuple[Layer, bool]]:
     """Yield every layer, the model itself first, and whether it is a leaf."""
     if isinstance(model, keras.layers.Layer):
-        yield from layers_of(Layer("", "", model))
+        yield from layers_of(layer_at("", model))
         return
-    yield Layer("", "", model), not _inside(model)
+    yield layer_at("", model), not _inside(model)
     for path, module in _inside(model):
         name = ".".join(map(str, path))
-        layer = Layer(canonical(name), name, module)
+        layer = layer_at(name, module)
         if isinstance(module, keras.layers.Layer):
             yield from layers_of(layer)
         else:
@@ -138,4 +139,4 @@ def _own_variables(layer: Layer, *, leaf: bool) -> Iterator[Variable]:
         recursive=False, predicate=lambda value: isinstance(value, tf.Variable), with_path=True
     ):
         name = ".".join((*([layer.original] if layer.original else []), *map(str, path)))
-        yield Variable(canonical(name), name, variable)
+        yield Variable(dotted(name), name, variable)
