@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -290,6 +291,7 @@ class TapContract(ABC):
         assert lines[0].startswith("filmstrip: capturing ")
         assert lines[0].endswith(f" activations, 4 weights, 4 gradients to {run} every 2 steps")
         assert lines[1].startswith("filmstrip: a capture adds ")
+        assert re.search(r"; the first took [\d.]+ m?s of training time\b", lines[1])
         assert open_run(run).status().state == "finished"
         captured.capture.close()
         assert not capsys.readouterr().err

@@ -40,6 +40,7 @@ class ArrayStage:
     """A framework whose tensors are arrays; keeps account of the memory it gave out."""
 
     allocated: int = 0
+    apart: str = ""
 
     def dtype(self, tensor: Array) -> str:
         return str(tensor.dtype)

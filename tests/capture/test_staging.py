@@ -427,3 +427,48 @@ def test_every_step_from_the_survey_on_is_written_as_it_was_on_the_device(seed: 
     for step, rows in sink.seen.items():
         for row, held in zip(rows, right[step], strict=True):
             np.testing.assert_allclose(row, held, rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_layout_that_is_extended_by_outputs_keeps_what_was_asked_for_before(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    ledger, sink, right = Ledger(), Rows(), []
+    whole, _, thin = SITES
+    with Simulation(seed) as simulation:
+        pump = Pump(lambda: None, ledger=ledger)
+        recorder: Recorder[torch.Tensor] = Recorder(
+            schedule_of(1, wanted=EVERYTHING),
+            limits=Limits(1 << 20, block=30.0),
+            stage=AccelStage(Ours(simulation)),
+            pump=pump,
+            sink=sink,
+            ledger=ledger,
+        )
+        recorder.add(thin)
+        recorder.awaited = frozenset({"activations"})
+        output: int | None = None
+        for step in range(6):
+            recorder.begin(step)
+            drawn = [torch.randn(site.shape or (), generator=generator) for site in (thin, whole)]
+            for number, tensor in enumerate(drawn if step > 2 else drawn[:1]):
+                if number and output is None:
+                    output = recorder.discover(replace(whole, shape=None))
+                    assert output == 1
+                held = simulation.empty(tensor)
+                held.copy_(tensor)
+                recorder.take(number, held)
+                held.fill_(-7.0)
+                del held
+                simulation.idle()
+            recorder.end()
+            right.append([tensor.numpy() for tensor in drawn])
+        assert pump.close(timeout=60)
+
+    assert ledger.snapshot() == dict.fromkeys(ledger.snapshot(), 0)
+    assert list(sink.seen) == list(range(6))
+    for step, rows in sink.seen.items():
+        assert len(rows) == (6 if step > 2 else 3)
+        for number, values in enumerate(right[step][: len(rows) // 3]):
+            frame, statistics, _ = rows[3 * number : 3 * number + 3]
+            np.testing.assert_array_equal(frame, values.reshape(-1))
+            np.testing.assert_allclose(statistics, summarize(values), rtol=1e-12)

@@ -14,9 +14,10 @@ _LOGGER = logging.getLogger("filmstrip")
 class Ledger:
     """Counts by name, shared by the training thread and the writer thread.
 
-    Names: ``dropped`` due steps for which no slot was free, ``thinned`` due steps left out because
-    of ``max_overhead``, ``skipped`` frames that could not be taken, ``failed`` writes, ``errors``
-    exceptions inside a tap, ``unlogged`` scalars and images that were not kept.
+    Names: ``dropped`` due steps of which nothing was kept (`causes` says why), ``thinned`` due
+    steps left out because of ``max_overhead``, ``skipped`` frames that could not be taken,
+    ``failed`` writes, ``errors`` exceptions inside a tap, ``unlogged`` scalars and images that were
+    not kept.
 
     Examples
     --------
@@ -33,6 +34,7 @@ class Ledger:
         self.counts: Counter[str] = Counter(
             dropped=0, thinned=0, skipped=0, failed=0, errors=0, unlogged=0
         )
+        self.causes: dict[str, Counter[str]] = {}
         self.full = False
         self.frames_over = ""
 
@@ -43,14 +45,18 @@ class Ledger:
         if new:
             _LOGGER.warning("filmstrip: frames end here, statistics go on: %s", reason)
 
-    def count(self, name: str, number: int = 1) -> None:
-        """Count a loss."""
+    def count(self, name: str, number: int = 1, *, cause: str = "") -> None:
+        """Count a loss; what it came of is told at close, where it is said."""
         with self._lock:
             self.counts[name] += number
+            if cause and number:
+                self.causes.setdefault(name, Counter())[cause] += number
 
-    def lose(self, name: str, reason: str, message: str, number: int = 1) -> None:
+    def lose(
+        self, name: str, reason: str, message: str, number: int = 1, *, cause: str = ""
+    ) -> None:
         """Count a loss, and log its message when the reason is new."""
-        self.count(name, number)
+        self.count(name, number, cause=cause)
         with self._lock:
             new = reason not in self._said
             self._said.add(reason)

@@ -129,7 +129,7 @@ class Pump:
                 if not self._ledger.full:
                     job.write()
                 elif job.slot is not None:
-                    self._ledger.count("dropped")
+                    self._ledger.count("dropped", cause="the disk is full")
             except Exception as error:
                 self._ledger.fail("failed", f"{job.name} could not be written", error)
             finally:

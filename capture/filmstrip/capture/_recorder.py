@@ -16,11 +16,14 @@ from filmstrip.capture._budget import Blueprint, Order
 from filmstrip.capture._ledger import Ledger
 from filmstrip.capture._pump import Pump
 from filmstrip.capture._row import LossJob, Row, RowJob, Sink
-from filmstrip.capture._schedule import NOTHING, Schedule, Thrift, Tiers
+from filmstrip.capture._schedule import NOTHING, Pace, Schedule, Thrift, Tiers
 from filmstrip.capture._seams import Fence, Site, Slot, Stage, T
 from filmstrip.capture._survey import Survey
 
 _SLOTS = 2  # one being filled while the other is written
+_PASSES = 2  # that a dry run waits for outputs; the first may be one that only builds the model
+_SLOW = "writing was slower than training"
+_SILENT = "nothing came of what is captured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +42,8 @@ class Limits:
         Bytes of them that weights and gradients have to themselves; None: everybody shares.
     overhead : float or None
         Share of the time that capture may cost.
-    needs : frozenset of str
-        Kinds without which the survey is put off to the next due step.
-    patience : int or None
-        How often it is put off; None: until they come.
+    later : bool
+        Whether outputs come from passes between the steps, so that a step may well have none.
     dry : bool
         Whether only the survey is made, and nothing handed over.
     """
@@ -52,8 +53,7 @@ class Limits:
     parameter_bytes: int | None = None
     block: float = 0.0
     overhead: float | None = None
-    needs: frozenset[str] = frozenset()
-    patience: int | None = 3
+    later: bool = False
     dry: bool = False
 
 
@@ -83,8 +83,13 @@ class Recorder(Generic[T]):
         What is due at this step.
     ended : bool
         Whether a step ended since attach.
+    awaited : frozenset of str
+        Kinds that are to come and did not yet. The layout is extended by them when they do.
     surveyed : callable
-        Called once, with the layout of a capture.
+        Called with the layout of a capture, and the seconds that this one cost without what is done
+        once: at the survey, and when the layout was extended.
+    silence : callable
+        Returns in words why nothing may have come.
 
     Notes
     -----
@@ -106,13 +111,16 @@ class Recorder(Generic[T]):
         self.ended = False
         self.step = 0
         self.sites: list[Site] = []
-        self.surveyed: Callable[[Blueprint], None] = lambda plan: None
+        self.awaited: frozenset[str] = frozenset()
+        self.surveyed: Callable[[Blueprint, float], None] = lambda plan, seconds: None
+        self.silence: Callable[[], str] = lambda: _SILENT
         self._schedule, self._limits, self._stage = schedule, limits, stage
         self._pump, self._sink, self._ledger = pump, sink, ledger
         self._thrift = Thrift(limits.overhead, began=time.perf_counter())
         self._plan: Blueprint | None = None
         self._survey: Survey[T] | None = None
-        self._surveys = 0
+        self._pace = Pace()
+        self._tries = 0
         self.tiers = NOTHING
         self._last = -1
         self._orders: Sequence[Order | None] = ()
@@ -179,14 +187,7 @@ class Recorder(Generic[T]):
             self._loss = "thinned"
             return False
         if self._plan is None:
-            limits = self._limits
-            self._survey = Survey(
-                self._stage,
-                budget=limits.capture_bytes,
-                dtype=limits.dtype,
-                parameters=limits.parameter_bytes,
-                tiers=self.tiers,
-            )
+            self._survey = self._new_survey(self._limits.parameter_bytes)
             return True
         self._slot = self._pump.arm(timeout=self._limits.block)
         if self._slot is None:
@@ -198,9 +199,19 @@ class Recorder(Generic[T]):
         self._orders = self._by_tiers[self.tiers]
         return True
 
+    def _new_survey(self, parameter_bytes: int | None) -> Survey[T]:
+        return Survey(
+            self._stage,
+            budget=self._limits.capture_bytes,
+            dtype=self._limits.dtype,
+            parameters=parameter_bytes,
+            tiers=self.tiers,
+        )
+
     def discover(self, site: Site) -> int | None:
         """Return the number of a site that was not known at attach, None when it comes too late."""
-        if self._survey is None:
+        in_time = self._survey is not None if self._plan is None else site.kind in self.awaited
+        if not in_time:
             self._ledger.lose(
                 "skipped",
                 f"late {site.kind} {site.layer}",
@@ -252,10 +263,24 @@ class Recorder(Generic[T]):
             self._seconds += time.perf_counter() - started
 
     def _take(self, site: int, tensor: T) -> None:
-        if self._survey is None:
+        plan = self._plan
+        if plan is not None and not self._late(site, plan):
             self._put(site, tensor)
-        else:
+            return
+        if plan is not None and self._survey is None:
+            self._survey = self._new_survey(self._share)
+        if self._survey is not None:
             self._taken[site] = self._survey.take(site, self._seen(site, tensor), tensor)
+
+    def _late(self, site: int, plan: Blueprint) -> bool:
+        """Return whether a site has no place yet in a layout that was made without its kind."""
+        return site >= len(plan.sites) and self.sites[site].kind in self.awaited
+
+    @property
+    def _share(self) -> int:
+        """Bytes that weights and gradients have where room is left for what is awaited."""
+        share = self._limits.parameter_bytes
+        return self._limits.capture_bytes // 2 if share is None else share
 
     def _name(self, site: int) -> str:
         return f"{self.sites[site].kind} of {self.sites[site].layer!r}"
@@ -291,11 +316,15 @@ class Recorder(Generic[T]):
     def end(self) -> None:
         """End a step: hand over what was taken, or count that nothing could be."""
         self.ended = True
+        if self._plan is None:
+            self._pace.tick(time.perf_counter())
         if self._loss:
             self._lose(self._loss)
         if self.on:
             with self._lock:
                 self._end()
+                if self._limits.dry and not self._closed:
+                    self._begin(self.step)
 
     def _end(self) -> None:
         self.on = False
@@ -312,28 +341,57 @@ class Recorder(Generic[T]):
 
     def _lose(self, name: str) -> None:
         self._loss = ""
-        self._ledger.count(name)
+        self._ledger.count(name, cause=_SLOW if name == "dropped" else "")
         self._pump.submit(LossJob(self.step, self._sink))
 
     def _end_survey(self, survey: Survey[T], fence: Fence) -> None:
-        self._surveys += 1
         seen = {self.sites[number].kind for number in self._taken}
-        patient = self._limits.patience is None or self._surveys < self._limits.patience
-        if not seen or (patient and not self._limits.needs <= seen):
-            self._lose("dropped")
+        awaited = self.awaited - seen
+        if self._plan is None and self._waits(seen, awaited):
             return
+        seconds = self._seconds
         self._stage.wait(fence)
+        if self._plan is not None:
+            assert self._slot is not None
+            survey.adopt(self._plan, self._orders, self._taken, self._slots[self._slot])
+        elif awaited:
+            survey.parameters = self._share
+        self.awaited = awaited
         plan = survey.plan(self.sites)
-        self.surveyed(plan)
+        self.surveyed(plan, seconds)
         if self._limits.dry:
             self._closed = True
             return
-        self._slots = list(self._stage.ring(_SLOTS, plan.nbytes))
-        self._pump.provide(_SLOTS)
-        self._slot = self._pump.arm(timeout=0.0)
+        if self._slot is None:
+            self._pump.provide(_SLOTS)
+            self._slot = self._pump.arm(timeout=0.0)
         assert self._slot is not None
+        # What is queued holds on to the memory that it lies in.
+        self._slots = list(self._stage.ring(_SLOTS, plan.nbytes))
         survey.move(plan, self._slots[self._slot].memory)
         self._plan = plan
+        self._by_tiers = {}
+
+    def _waits(self, seen: set[str], awaited: frozenset[str]) -> bool:
+        """Return whether the survey has to be made at a later step, and say why."""
+        later = self._limits.later and bool(awaited)
+        if self._limits.dry:
+            self._tries += 1
+            if not awaited or (self._tries == _PASSES and not later):
+                return False
+        elif seen:
+            return False
+        lost = not (later or self._limits.dry)  # where outputs come between steps, no step had any
+        if lost or later:
+            self._ledger.lose("dropped", _SILENT, self.silence(), int(lost), cause=_SILENT)
+        if lost:
+            self._pump.submit(LossJob(self.step, self._sink))
+        return True
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds between the ends of steps before the survey, None where there were too few."""
+        return self._pace.seconds
 
     def _hand_over(self, slot: int, plan: Blueprint, fence: Fence, started: float) -> None:
         seconds = self._seconds + time.perf_counter() - started

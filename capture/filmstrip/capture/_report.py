@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from filmstrip.capture._budget import Blueprint, storable
 from filmstrip.capture._seams import Site
@@ -56,15 +57,64 @@ def spared(settings: Settings, least: int) -> Settings:
     return sparing
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What the first capture cost training, which is more than what later ones do as a rule.
+
+    Parameters
+    ----------
+    seconds : float
+        Of the training thread, without what is done once.
+    step : float or None
+        Seconds of a step without a capture, where they are known.
+    apart : str
+        What else it takes, in words.
+    """
+
+    seconds: float
+    step: float | None = None
+    apart: str = ""
+
+    @property
+    def text(self) -> str:
+        """The cost in words.
+
+        Examples
+        --------
+        >>> Cost(0.0034, 0.12).text
+        'the first took 3.4 ms of training time (2.8 % of a step), later ones mostly less'
+        >>> Cost(1.5, apart="to ask for it").text
+        'the first took 1.5 s of training time to ask for it, later ones mostly less'
+        """
+        percent = 100 * self.seconds / self.step if self.step else 0
+        share = f" ({percent:.{int(percent < 10)}f} % of a step)" if self.step else ""
+        apart = f" {self.apart}" if self.apart else ""
+        time = f"{_time_text(self.seconds)} of training time{apart}{share}"
+        return f"the first took {time}, later ones mostly less"
+
+
+def _time_text(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.{int(seconds < 0.01)}f} ms"
+    return f"{seconds:.{int(seconds < 10)}f} s"
+
+
 def survey_lines(
-    plan: Blueprint, settings: Settings, *, unfired: Sequence[str], writers: int = 1
+    plan: Blueprint,
+    settings: Settings,
+    *,
+    unfired: Sequence[str],
+    writers: int = 1,
+    cost: Cost | None = None,
 ) -> str:
-    """Return what the survey found: bytes and files, what was degraded, what never fired."""
+    """Return what the survey found: what a capture takes, what was degraded, what never fired."""
     nbytes = plan.frame_bytes
     frames = [
         order.take.nbytes for order in plan.orders if order is not None and order.take is not None
     ]
     lines = [f"a capture adds {len(frames)} frames, {size_text(nbytes)} and {_files(frames)}"]
+    if cost is not None:
+        lines[0] += f"; {cost.text}"
     if frames and nbytes:
         captures = settings.max_run_bytes // writers // nbytes
         limit = size_text(settings.max_run_bytes)
@@ -81,11 +131,22 @@ def survey_lines(
     if strange:
         lines.append(f"no frames of {_some(strange, ', ')}, whose dtype is not one of the store's")
     if unfired:
-        lines.append(
-            f"nothing came from {_some(unfired, ', ')}: not called in the first captured step, or "
-            "in a way that hooks do not see"
-        )
+        lines.append(silence(unfired, settings))
     return "\n".join(lines)
+
+
+def silence(unfired: Sequence[str], settings: Settings) -> str:
+    """Return from which layers nothing came, and why that may be."""
+    if "train" not in settings.phases:
+        return (
+            f"nothing came yet from {_some(unfired, ', ')}: phases='eval' takes outputs of passes "
+            "in eval mode, and there was none in the first captured step; they are taken from the "
+            "next captured step on that has one before the optimizer steps"
+        )
+    return (
+        f"nothing came from {_some(unfired, ', ')}: not called in the first captured step, or "
+        "in a way that hooks do not see"
+    )
 
 
 def _files(frames: Sequence[int]) -> str:
@@ -111,8 +172,16 @@ def _some(items: Sequence[str], separator: str, most: int = 5) -> str:
     return separator.join(items[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def table(plan: Blueprint, settings: Settings) -> str:
-    """Return the table of a dry run: every layer, what would be kept of it, and the sum."""
+def dry_run(plan: Blueprint, settings: Settings, *, unfired: Sequence[str]) -> str:
+    """Return what a dry run prints: the table, the sum, and what never fired."""
+    lines = [table(plan), survey_lines(plan, settings, unfired=()).splitlines()[0]]
+    if unfired:
+        lines.append(silence(unfired, settings))
+    return "\n".join([*lines, "dry run: nothing is written"])
+
+
+def table(plan: Blueprint) -> str:
+    """Return a table of every layer and what is kept of it."""
     rows = [("kind", "layer", "tensor", "frame", "bytes", "")]
     for site, order in zip(plan.sites, plan.orders, strict=True):
         if order is None:
@@ -129,13 +198,10 @@ def table(plan: Blueprint, settings: Settings) -> str:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
+    return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
-    ]
-    lines.append(survey_lines(plan, settings, unfired=()).splitlines()[0])
-    lines.append("dry run: nothing is written")
-    return "\n".join(lines)
+    )
 
 
 def _shape(site: Site) -> str:
@@ -146,13 +212,13 @@ def _lengths(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape)) or "scalar"
 
 
-def losses(counts: Mapping[str, int]) -> str:
+def losses(counts: Mapping[str, int], causes: Mapping[str, Mapping[str, int]]) -> str:
     """Return what was lost in words, empty when nothing was.
 
     Examples
     --------
-    >>> losses({"dropped": 2, "failed": 0})
-    '2 due steps dropped'
+    >>> losses({"dropped": 2, "failed": 0}, {"dropped": {"the disk is full": 2}})
+    '2 due steps dropped (2: the disk is full)'
     """
     words = {
         "dropped": "due steps dropped",
@@ -163,4 +229,13 @@ def losses(counts: Mapping[str, int]) -> str:
         "unlogged": "scalars or images not kept",
     }
     found = Counter(counts)
-    return ", ".join(f"{found[name]} {text}" for name, text in words.items() if found[name])
+    return ", ".join(
+        f"{found[name]} {text}{_because(causes.get(name, {}))}"
+        for name, text in words.items()
+        if found[name]
+    )
+
+
+def _because(causes: Mapping[str, int]) -> str:
+    said = "; ".join(f"{number}: {cause}" for cause, number in causes.items())
+    return f" ({said})" if said else ""

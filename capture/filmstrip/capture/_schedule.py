@@ -195,3 +195,34 @@ class Thrift:
     def exceeded(self, *, now: float) -> bool:
         """Return whether the share spent so far is over the limit."""
         return self._limit is not None and self._spent > self._limit * max(now - self._began, 0.0)
+
+
+class Pace:
+    """Says how long training's steps take, from when they end.
+
+    Examples
+    --------
+    >>> pace = Pace()
+    >>> for now in (5.0, 6.0, 8.0):  # what is done once, as to compile, is before the first end
+    ...     pace.tick(now)
+    >>> pace.seconds
+    1.0
+    """
+
+    __slots__ = ("_ends", "_first", "_last", "_steps")
+
+    def __init__(self) -> None:
+        self._first = self._last = self._ends = 0.0
+        self._steps = 0
+
+    def tick(self, now: float) -> None:
+        """Note the end of a step; that of the last one may have been captured."""
+        if not self._steps:
+            self._first = now
+        self._ends, self._last = self._last, now
+        self._steps += 1
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds a step, without the one that ended last; None where there were too few."""
+        return (self._ends - self._first) / (self._steps - 2) if self._steps > 2 else None

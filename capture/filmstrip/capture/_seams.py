@@ -11,7 +11,8 @@ Calls, in order, and who makes them:
 7. ``Tap.remove()``      training thread, at close, then ``Recorder.close()``
 
 The first due step is the survey: ``Stage.slot()`` is called for each tensor then, and
-``Stage.ring()`` once at its end; neither is ever called again.
+``Stage.ring()`` once at its end. Where no output came by then, both are called once more, at the
+due step at which one comes.
 """
 
 from __future__ import annotations
@@ -127,6 +128,10 @@ class Fence(Protocol):
 
 class Stage(Protocol[Tin]):
     """Device to host."""
+
+    @property
+    def apart(self) -> str:
+        """What a capture takes besides the time in `put`, for people; empty: nothing."""
 
     def dtype(self, tensor: Tin) -> str:
         """Return the name of a tensor's dtype, as ``"float32"``."""

@@ -178,8 +178,7 @@ class Session(Generic[T]):
                 parameter_bytes=parameter_bytes(settings) if company.together else None,
                 block=_LONGEST_BLOCK if blocks else 0.0,
                 overhead=settings.max_overhead,
-                needs=frozenset({"activations"} & set(settings.kinds) if company.outputs else ()),
-                patience=3 if "train" in settings.phases else None,
+                later="train" not in settings.phases,
                 dry=settings.dry_run,
             ),
             stage=stage,
@@ -188,6 +187,8 @@ class Session(Generic[T]):
             ledger=self.ledger,
         )
         self._tap: Tap[T] | None = None
+        self._unfired: Callable[[], Sequence[str]] = tuple
+        self._apart = stage.apart
         self._newest: dict[str, int] = {}
         if self._sink is not None:
             self._sink.queued = lambda: self._pump.queued
@@ -264,31 +265,42 @@ class Session(Generic[T]):
         unfired : callable
             Returns the layers of which nothing came yet; called after the survey.
         layers : mapping of str to int
-            Number of layers by kind, for the line at attach.
+            Number of layers by kind, as far as they are known; for the line at attach.
         """
-        self._tap = tap
+        self._tap, self._unfired = tap, unfired
+        if self._company.outputs and (layers.get("activations") or not any(layers.values())):
+            self.recorder.awaited = frozenset({"activations"} & set(self.settings.kinds))
         if self._sink is not None:
             self._pump.start()
         for site in tap.sites():
             self.recorder.add(site)
 
-        writers = len(self._company.writers)
-
-        def surveyed(plan: Blueprint) -> None:
-            if self.settings.dry_run:
-                _report.say(_report.table(plan, self.settings))
-            else:
-                _report.say(
-                    _report.survey_lines(plan, self.settings, unfired=unfired(), writers=writers)
-                )
-
         if self._company.rank == 0:
-            self.recorder.surveyed = surveyed
+            self.recorder.surveyed, self.recorder.silence = self._surveyed, self._silence
             if not self.settings.dry_run:
+                writers = len(self._company.writers)
                 _report.say(
                     _report.attach_line(layers, self.settings, path=self.path, writers=writers)
                 )
         tap.install(self.recorder)
+
+    def _surveyed(self, plan: Blueprint, seconds: float) -> None:
+        settings, unfired = self.settings, self._unfired()
+        if settings.dry_run:
+            _report.say(_report.dry_run(plan, settings, unfired=unfired))
+            return
+        cost = _report.Cost(seconds, self.recorder.pace, self._apart)
+        writers = len(self._company.writers)
+        _report.say(
+            _report.survey_lines(plan, settings, unfired=unfired, writers=writers, cost=cost)
+        )
+        if _LOGGER.isEnabledFor(logging.INFO):
+            _LOGGER.info(
+                "filmstrip: what a capture to %s keeps:\n%s", self.path, _report.table(plan)
+            )
+
+    def _silence(self) -> str:
+        return _report.silence(self._unfired() or ("what is captured",), self.settings)
 
     def rewind(self, step: int) -> None:
         """Queue that the run goes back to a step, before anything else is written to it."""
@@ -337,7 +349,7 @@ class Session(Generic[T]):
             self._tap.remove()
         self.recorder.close()
         in_time = self._pump.close(timeout=_LONGEST_CLOSE)
-        lost = _report.losses(self.ledger.snapshot())
+        lost = _report.losses(self.ledger.snapshot(), self.ledger.causes)
         if self.ledger.frames_over:
             _LOGGER.warning(
                 "filmstrip: frames of %s ended early: %s", self.path, self.ledger.frames_over
@@ -357,6 +369,12 @@ class Session(Generic[T]):
             _LOGGER.warning(
                 "filmstrip: %s: no step ended, so nothing of the model was captured; "
                 "the optimizer given to capture must be the one that steps, in this process",
+                self.path,
+            )
+        elif self.recorder.awaited and "train" not in self.settings.phases and self._unfired():
+            _LOGGER.warning(
+                "filmstrip: %s: no outputs were kept: no captured step had a pass in eval mode, "
+                "which phases='eval' asks for, before the optimizer stepped",
                 self.path,
             )
 

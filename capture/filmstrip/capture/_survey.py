@@ -8,7 +8,7 @@ At the end everything moves into a slot of the ring, so that the step of the sur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Generic
@@ -55,7 +55,8 @@ class Survey(Generic[T]):
     dtype : str or None
         dtype that floating frames are converted to.
     parameters : int or None
-        Bytes of the budget that weights and gradients have to themselves; see `fit_sites`.
+        Bytes of the budget that weights and gradients have to themselves; see `fit_sites`. May be
+        set until `plan` is called.
     tiers : Tiers
         What is due at this step.
     """
@@ -70,7 +71,7 @@ class Survey(Generic[T]):
         tiers: Tiers,
     ) -> None:
         self._stage, self._budget, self._dtype, self._tiers = stage, budget, dtype, tiers
-        self._parameters = parameters
+        self.parameters = parameters
         self._sites: dict[int, Site] = {}
         self._pieces: dict[int, _Piece] = {}
         self._ladders: dict[int, list[Take]] = {}
@@ -102,7 +103,7 @@ class Survey(Generic[T]):
 
     def _apart(self, number: int) -> bool:
         """Return whether a site does not share the budget with parameters."""
-        return self._parameters is not None and not self._sites[number].of_parameter
+        return self.parameters is not None and not self._sites[number].of_parameter
 
     def _lower(self) -> None:
         """Fit what is known so far, and make coarser what was taken already."""
@@ -123,7 +124,7 @@ class Survey(Generic[T]):
             list(self._sites.values()),
             list(self._ladders.values()),
             self._budget,
-            parameters=self._parameters,
+            parameters=self.parameters,
         )
         return dict(zip(self._ladders, takes, strict=True))
 
@@ -141,6 +142,18 @@ class Survey(Generic[T]):
             small = self._stage.slot(_NUMBERS)
             small.memory[:] = piece.slot.memory[:_NUMBERS]
             piece.slot = small
+
+    def adopt(
+        self, plan: Blueprint, orders: Sequence[Order | None], taken: Iterable[int], slot: Slot
+    ) -> None:
+        """Keep a layout that has only become too small, and what a step took by it into a slot."""
+        for number, (site, order) in enumerate(zip(plan.sites, plan.orders, strict=True)):
+            self._sites[number] = site
+            take = None if order is None else order.take
+            self._ladders[number] = [] if take is None else [take]
+        for number in taken:
+            if number < len(orders) and (order := orders[number]) is not None:
+                self._pieces[number] = _Piece(order, slot)
 
     def plan(self, sites: Sequence[Site]) -> Blueprint:
         """Return the layout of the slots of all captures to come.

@@ -80,6 +80,7 @@ class CpuStage:
 
     least = 1
     """Steps that must lie between statistics, for training not to be held up."""
+    apart = ""
 
     def __init__(self) -> None:
         self._extractor = Extractor()
@@ -152,6 +153,7 @@ class AccelStage(CpuStage):
     """
 
     least = 10
+    apart = "to ask for it"
 
     def __init__(self, device: Device, extractor: DeviceExtractor | None = None) -> None:
         super().__init__()

@@ -54,6 +54,8 @@ class HeldStage:
     array([0., 2.], dtype=float32)
     """
 
+    apart = "beside the graph that returns it"
+
     def __init__(self) -> None:
         self._held = Held()
 
