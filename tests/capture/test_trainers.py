@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from filmstrip.capture import PlanError
+from filmstrip.capture import CaptureError, PlanError
 from filmstrip.capture.huggingface import Capture as HuggingFaceCapture
 from filmstrip.capture.lightning import Capture as LightningCapture
 from filmstrip.capture.pytorch import Capture
@@ -321,3 +323,144 @@ def test_keywords_are_checked_when_the_callback_is_made(capture: Any) -> None:
         capture(step=3)
     with pytest.raises(TypeError, match="unexpected keyword argument 'ever'"):
         capture(ever=3)
+
+
+@dataclass
+class Kind:
+    """A kind of trainer, and how it trains for six steps."""
+
+    capture: Any
+    train: Callable[..., Any]
+    """Is given the capture and what is called with each step that has ended; returns the model."""
+
+
+@pytest.fixture(params=["lightning", "huggingface"])
+def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kind]:
+    """Return both trainers in turn."""
+
+    def lightning(capture: Any, after: Callable[[int], None] = lambda step: None) -> Any:
+        pl = importlib.import_module("lightning.pytorch")
+
+        class After(pl.Callback):  # type: ignore[misc, name-defined]
+            ended = 0
+
+            def on_train_batch_end(self, trainer: Any, *others: object) -> None:
+                if trainer.global_step > self.ended:  # a step has two batches
+                    self.ended = trainer.global_step
+                    after(self.ended)
+
+        module = module_of(pl)
+        fit(pl, module, [capture, After()])
+        return module
+
+    def huggingface(capture: Any, after: Callable[[int], None] = lambda step: None) -> Any:
+        from transformers import TrainerCallback
+
+        class After(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+                after(state.global_step)
+
+        trainer = bert(tmp_path, [capture, After()], max_steps=6)
+        trainer.train()
+        return trainer.model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning|pytorch_lightning|torch")
+        warnings.filterwarnings("ignore", message=".*num_workers|.*isinstance.treespec")
+        if request.param == "lightning":
+            yield Kind(LightningCapture, lightning)
+        else:
+            yield Kind(HuggingFaceCapture, huggingface)
+
+
+def test_a_callback_that_is_paused_before_training_goes_on_when_it_is_resumed(
+    kind: Kind, run: str
+) -> None:
+    capture = kind.capture(run, every=1)
+    capture.pause()
+
+    def after(step: int) -> None:
+        assert capture.enabled is (step in (3, 4))
+        if step == 2:
+            capture.resume()
+        if step == 4:
+            capture.pause()
+
+    kind.train(capture, after)
+
+    opened = open_run(run)
+    for what in ("activations", "weights", "gradients"):
+        assert opened.steps(what).tolist() == [2, 3]
+    assert not capture.enabled
+    capture.resume()
+    capture.pause()
+    capture.load_state_dict({"step": 1})
+    capture.close()
+    assert open_run(run).steps("weights").tolist() == [2, 3]
+
+
+def test_the_state_of_a_callback_is_the_trainers_step(kind: Kind, run: str) -> None:
+    capture = kind.capture(run, every=2)
+    assert capture.state_dict() == {"step": 0}
+    capture.load_state_dict({"step": 7})
+    assert capture.state_dict() == {"step": 7}
+
+    states: dict[int, dict[str, int]] = {}
+    kind.train(capture, lambda step: states.setdefault(step, capture.state_dict()))
+
+    assert [states[step] for step in range(1, 7)] == [{"step": step} for step in range(1, 7)]
+    assert capture.state_dict() == {"step": 6}
+    assert open_run(run).steps("weights").tolist() == [0, 2, 4]
+
+
+def test_what_was_lost_is_logged_when_training_ends_and_raised_by_close(
+    kind: Kind, run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lose(step: int) -> None:
+        if step == 3 and (Path(run) / "weights").is_dir():
+            shutil.rmtree(Path(run) / "weights")
+            (Path(run) / "weights").write_text("in the way")
+
+    plain = kind.train(kind.capture(run, enabled=False))
+    trained = []
+
+    def train() -> None:
+        with kind.capture(run, every=1) as capture:
+            trained.append(kind.train(capture, lose))
+            assert "lost something" in caplog.text
+            trained.append(capture)
+
+    with pytest.raises(CaptureError, match="lost something"):
+        train()
+
+    model, capture = trained
+    assert all(map(torch.equal, model.state_dict().values(), plain.state_dict().values()))
+    capture.close()
+
+
+def test_an_error_of_training_is_not_hidden_by_what_a_callback_lost(kind: Kind, run: str) -> None:
+    def stumble() -> None:
+        with kind.capture(run, every=1) as capture:
+            kind.train(capture, lambda step: shutil.rmtree(run, ignore_errors=True))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stumble()
+
+
+def test_a_callback_that_is_closed_before_training_captures_nothing(kind: Kind, run: str) -> None:
+    with kind.capture(run, every=1) as capture:
+        pass
+    kind.train(capture)
+
+    assert not Path(run).exists()
+
+
+def test_the_step_goes_into_the_checkpoints_of_lightning(pl: Any, run: str, tmp_path: Path) -> None:
+    saved = tmp_path / "saved.ckpt"
+    fit(pl, module_of(pl), [LightningCapture(run, every=1)]).save_checkpoint(saved)
+
+    assert torch.load(saved, weights_only=False)["callbacks"]["Capture"] == {"step": 6}
+    capture = LightningCapture(run, every=1)
+    fit(pl, module_of(pl), [capture], epochs=3, path=str(saved))
+    assert capture.state_dict() == {"step": 9}

@@ -27,7 +27,8 @@ class Capture(TrainerCapture, TrainerCallback):
 
     A step is one of ``state.global_step``, with all its accumulated batches. What the trainer logs
     is kept as scalars. ``train(resume_from_checkpoint=True)`` goes on with the run, from the step
-    of the checkpoint.
+    of the checkpoint. The run is closed when the training ends; what was lost is logged then, and
+    raised by `close`.
 
     Parameters
     ----------
@@ -90,5 +91,5 @@ class Capture(TrainerCapture, TrainerCallback):
         control: TrainerControl,
         **others: Any,
     ) -> None:
-        """Close."""
-        self.close()
+        """Close; what was lost is logged."""
+        self._leave()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from filmstrip.capture.pytorch._trainer import TrainerCapture, TrainerKeywords
 
@@ -51,7 +51,8 @@ class Capture(TrainerCapture, Callback):
     steps, and the last of them ends a step here. Of batches that are accumulated the first is
     taken; nothing is taken while Lightning validates. What the module logs is kept as scalars,
     every ``log_every_n_steps``. ``fit(ckpt_path=…)`` goes on with the run, from the step of the
-    checkpoint.
+    checkpoint. The run is closed when the training ends; what was lost is logged then, and raised
+    by `close`.
 
     Parameters
     ----------
@@ -89,16 +90,12 @@ class Capture(TrainerCapture, Callback):
     def __reduce__(self) -> tuple[Callable[..., Capture], tuple[object, ...]]:
         return _made, self._given
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the step, which a checkpoint has anyway."""
-        return {} if self._capture is None else dict(self._capture.state_dict())
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach; the step of a checkpoint is known by now."""
         model = trainer.strategy.model or pl_module
         self._step, self._kept = trainer.global_step, {}
         capture = self._attach(model, trainer.optimizers, lambda: trainer.global_step)
-        if capture.enabled:
+        if capture._session is not None:
             self._begins, self._ends = capture._tap.forward.told()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -152,7 +149,7 @@ class Capture(TrainerCapture, Callback):
         self._end()
 
     def _end(self) -> None:
-        self.close()
+        self._leave()
         for name in ("_begins", "_ends"):  # there are none where nothing was attached
             vars(self).pop(name, None)
 
