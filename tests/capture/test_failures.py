@@ -25,6 +25,19 @@ from filmstrip.capture.pytorch import Capture
 from filmstrip.store import open_run
 
 
+def status(run: str) -> tuple[int, str]:
+    """Return the exit code of ``filmstrip status``, and what it says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "filmstrip.store.cli", "status", run],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert not done.stderr
+    return done.returncode, done.stdout
+
+
 def test_a_failing_write_does_not_stop_training_and_is_raised_at_close(
     run: str, trained: Callable[[], Trained], batches: Batches, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -87,6 +100,12 @@ def test_a_full_disk_ends_capture_and_not_training(
     assert steps == list(range(len(steps)))
     assert 1 <= len(steps) < 8
     assert sum("No space left" in record.getMessage() for record in caplog.records) == 1
+    told = open_run(run).status()
+    assert told.errors >= 1
+    lost = f"{told.dropped} dropped, " if told.dropped else ""
+    code, said = status(run)
+    assert code == 3
+    assert said.endswith(f"; lost: {lost}{told.errors} errors\n")
 
 
 def test_an_exception_in_a_tap_is_counted_and_never_reaches_training(
@@ -198,8 +217,12 @@ def test_under_pressure_steps_are_dropped_and_counted_when_so_asked(
     kept = open_run(run).steps("weights").tolist()
     assert kept[:2] == [0, 1]
     assert len(kept) < 6
-    assert f"{6 - len(kept)} due steps dropped" in caplog.text
+    lost = 6 - len(kept)
+    assert f"{lost} due steps dropped ({lost}: writing was slower than training)" in caplog.text
     assert open_run(run).steps("health").tolist() == [0, 1, 2, 3, 4, 5]
+    code, said = status(run)
+    assert code == 3
+    assert said.endswith(f"; lost: {lost} dropped\n")
 
 
 def test_an_exception_in_the_loop_is_not_hidden_by_one_of_capture(
