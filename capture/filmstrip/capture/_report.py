@@ -42,8 +42,9 @@ def attach_line(layers: Mapping[str, int], settings: Settings, *, path: str, wri
         Ranks that write to it.
     """
     ranks = f" from {writers} ranks" if writers > 1 else ""
-    kinds = ", ".join(f"{number} {kind}" for kind, number in layers.items() if number)
-    return f"capturing {kinds} to {path}{ranks} {settings.schedule.text}"
+    kinds = [f"{number} {kind}" for kind, number in layers.items() if number]
+    kinds += ["inputs"] if "inputs" in settings.kinds else []  # how many, a forward pass tells
+    return f"capturing {', '.join(kinds)} to {path}{ranks} {settings.schedule.text}"
 
 
 def spared(settings: Settings, least: int) -> Settings:
