@@ -229,6 +229,25 @@ def test_a_layer_is_listed_and_drawn_by_another_of_its_names(tmp_path: Path) -> 
     assert [png.parent.name for png in (tmp_path / "out").rglob("*.png")] == ["embed"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ls", "{run}", "type:Conv2d"),
+        ("copy", "{run}", "{run}-copy", "--layers", "type:Conv2d"),
+        ("prune", "{run}", "--kind", "activations", "--layers", "type:Conv2d", "--keep-last", "1"),
+        ("render", "grid", "{run}", "type:Conv2d"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_types_are_said_to_be_known_only_when_capturing(
+    words: tuple[str, ...], run_path: Path
+) -> None:
+    told = filmstrip(*(word.format(run=run_path) for word in words), code=1)
+
+    assert told.count("\n") == 1
+    assert "'type:Conv2d' asks for a type of modules, and types are known only when" in told
+
+
 def test_usage_errors_exit_with_2(run_path: Path) -> None:
     assert "No such option" in filmstrip("ls", run_path, "--colour", code=2)
     assert "No such command" in filmstrip("draw", code=2)

@@ -57,7 +57,7 @@ def test_flags_reach_the_run(run: str) -> None:
     args = parse(
         *("--capture", run),
         *("--capture-every", "statistics=1,frames=2"),
-        *("--capture-layers", "0,1.*", "--capture-layers", "re:[0]"),
+        *("--capture-layers", "type:Linear,1.*", "--capture-layers", "re:[0]"),
         *("--capture-kinds", "weights", "--capture-kinds", "activations"),
         *("--capture-exclude", "*.bias"),
         "--no-capture-histograms",

@@ -171,6 +171,16 @@ def test_a_container_is_taken_by_its_exact_name(run: str) -> None:
     assert open_run(run).layers("activations") == ["b1"]
 
 
+def test_layers_are_selected_by_their_types(run: str) -> None:
+    layers = ["type:Dense", L.LSTM, Block]
+    fit(compiled(Nested(), **GRAPH), [Capture(run, every=3, layers=layers, exclude="b0.*")])
+
+    opened = open_run(run)
+    outputs = {name.partition("#")[0] for name in opened.activations}
+    assert outputs == {"b0", "b1", "b1.late", "lstm.0", "lstm.1", "lstm.2", "out"}
+    assert {name.partition(".")[0] for name in opened.weights} == {"b1", "lstm", "out"}
+
+
 class Holder(L.Layer):  # type: ignore[misc]
     """Calls a layer that others may call, too."""
 
@@ -511,6 +521,7 @@ def test_an_error_of_the_users_own_is_theirs(run: str) -> None:
     ("keywords", "message"),
     [
         ({"layers": "conv9"}, "no layer matches 'conv9'; nearest: conv1"),
+        ({"layers": "type:LSTM"}, r"'type:LSTM'; types of this Sequential: Conv2D, BatchN"),
         ({"phases": "eval"}, "probe="),
         ({"replicas": "all"}, "replicas='first'"),
         ({"kinds": "inputs"}, "give probe="),

@@ -87,6 +87,11 @@ for step in range(7):
     np.testing.assert_allclose(kernel.frame(step + 1), moved, rtol=1e-5, atol=1e-7)
 assert run.scalars["val_loss"].steps.tolist() == [3, 7]
 assert len(run.scalars["loss"].steps) == 8
+typed = sys.argv[1] + "-typed"
+train([Capture(typed, every=1, layers=["type:Conv*", L.Dense], exclude="*.bias")])
+typed = open_run(typed)
+assert typed.layers("activations") == ["conv1", "fc"]
+assert typed.layers("weights") == ["conv1.kernel", "fc.kernel"]
 print("done")
 """
 

@@ -4,6 +4,7 @@ import copy
 import io
 import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
+from filmstrip.capture import PlanError
 from filmstrip.capture.pytorch import Capture
 from filmstrip.store import open_run
 
@@ -79,6 +81,75 @@ def test_a_regular_expression_selects_layers(run: str) -> None:
     )
 
     assert open_run(run).layers("activations") == ["1", "3"]
+
+
+class Padded(nn.Conv2d):
+    """A convolution of somebody's own."""
+
+
+class Typed(nn.Module):
+    """Has layers of several types, some inside of a container that has a type of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.own = nn.Conv2d(1, 2, 3), Padded(2, 2, 3)
+        self.act, self.fc = nn.ReLU(), nn.Linear(16, 4)
+        self.block = nn.TransformerEncoderLayer(4, 2, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.act(self.own(self.conv(x))).flatten(2)
+        return self.block(self.fc(tokens))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("layers", "outputs", "holders"),
+    [
+        ("type:Conv2d", ["conv", "own"], ["conv", "own"]),
+        ([nn.Conv2d], ["conv", "own"], ["conv", "own"]),
+        (Padded, ["own"], ["own"]),
+        ("type:Pad*,type:ReLU", ["own", "act"], ["own"]),
+        ([nn.ReLU, "fc*", "re:block.norm[1]"], ["act", "fc", "block.norm1"], ["fc", "block.norm1"]),
+        ("type:TransformerEncoderLayer", ["block"], []),
+        ("type:*Norm", ["block.norm1", "block.norm2"], ["block.norm1", "block.norm2"]),
+        ("type:MultiheadAttention", ["block.self_attn.0"], ["block.self_attn"]),
+    ],
+)
+def test_layers_are_selected_by_their_types(
+    run: str, layers: Any, outputs: list[str], holders: list[str]
+) -> None:
+    train(Typed(), torch.ones(2, 1, 8, 8), run=run, layers=layers)
+
+    opened = open_run(run)
+    assert opened.layers("activations") == outputs
+    found = [name.rpartition(".")[0] for name in opened.weights]
+    assert list(dict.fromkeys(found)) == holders
+
+
+def test_layers_are_left_out_by_their_types(run: str) -> None:
+    exclude = ["type:Linear", Padded, "block*"]
+    train(Typed(), torch.ones(2, 1, 8, 8), run=run, exclude=exclude)
+
+    opened = open_run(run)
+    assert opened.layers("activations") == ["conv", "act"]
+    assert opened.layers("weights") == ["conv.weight", "conv.bias"]
+    assert opened.attributes["plan"]["exclude"] == ["type:Linear", "type:Padded", "block*"]
+
+
+@pytest.mark.parametrize(
+    ("selector", "hint"),
+    [
+        ("type:Conv3d", "types of this Typed: Conv2d, Padded, ReLU, Linear, "),
+        (nn.Module, "types of this Typed: Conv2d, "),
+        ("type:Transformer*", "wildcards take no container, as 'type:TransformerEncoderLayer'"),
+    ],
+)
+def test_a_type_that_takes_nothing_is_named_with_those_that_there_are(
+    run: str, selector: Any, hint: str
+) -> None:
+    with pytest.raises(PlanError, match=rf"no layer matches 'type:.*'; {hint}"):
+        train(Typed(), torch.ones(2, 1, 8, 8), run=run, layers=["fc", selector])
+
+    assert not Path(run).exists()
 
 
 @pytest.mark.parametrize("name", ["first", "second"])

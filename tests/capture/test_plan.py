@@ -89,6 +89,12 @@ def test_an_unknown_keyword_names_the_nearest_known_one() -> None:
         Plan.read({"ever": 3})
 
 
+def test_a_class_in_a_plan_is_its_name() -> None:
+    plan = Plan(layers=[Path, "conv*"], exclude=str)
+
+    assert plan.said() == {"layers": ("type:Path", "conv*"), "exclude": ("type:str",)}
+
+
 def test_a_plan_is_read_from_a_toml_file(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     path.write_text('[capture]\nevery = {statistics = 10, frames = 100}\nlayers = ["conv*"]\n')

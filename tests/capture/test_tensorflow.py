@@ -141,6 +141,21 @@ class Tower(tf.Module):  # type: ignore[misc]
         return self.layers[1](tf.nn.relu(self.layers[0](self.layers[0](x))))
 
 
+def test_modules_without_keras_are_selected_by_their_types(run: str) -> None:
+    tower = Tower()
+    tower.module, tower.scale = Affine(2, 2), tf.Variable(1.0)
+
+    def train_step(x: Any) -> Any:
+        return tf.reduce_sum(tower.module(tower(x)) * tower.scale)
+
+    with Capture(tower, None, run, every=1, layers=[Affine], exclude="layers.0*") as agent:
+        agent.wrap(train_step)(tf.ones((4, 3)))
+
+    opened = open_run(run)
+    assert opened.layers("activations") == ["layers.1", "module"]
+    assert opened.layers("weights") == ["layers.1.b", "layers.1.w", "module.b", "module.w"]
+
+
 class Plain:
     """An optimizer that is none of Keras'."""
 
@@ -720,13 +735,23 @@ def test_what_a_run_is_fed_is_not_computed(run: str) -> None:
     assert opened.layers("activations") == ["below", "cut", "above"]
 
 
-def test_a_selector_that_matches_no_operation_is_refused(run: str) -> None:
+@pytest.mark.parametrize(
+    ("keyword", "selector", "message"),
+    [
+        ("layers", "dense.conv", r"no layer matches 'dense.conv'; nearest: dense"),
+        ("layers", "type:Dense", "types are known only of modules .* this graph has none"),
+        ("exclude", ["type:Dense"], "types are known only of modules"),
+    ],
+)
+def test_a_selector_that_matches_no_operation_is_refused(
+    run: str, keyword: str, selector: Any, message: str
+) -> None:
     graph, _, _, _ = old_graph()
     with (
         graph.as_default(),
         tf.compat.v1.Session() as session,
-        pytest.raises(PlanError, match=r"no layer matches 'dense.conv'; nearest: dense"),
-        capture_session(session, run, layers="dense.conv"),
+        pytest.raises(PlanError, match=message),
+        capture_session(session, run, **{keyword: selector}),
     ):
         pass
 

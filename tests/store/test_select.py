@@ -43,6 +43,11 @@ def test_an_alias_is_matched_only_by_its_whole_name() -> None:
     assert select(["*", "head"], ["conv", "fc"], aliases=aliases) == ["conv", "fc"]
 
 
+def test_types_are_said_to_be_known_only_when_capturing() -> None:
+    with pytest.raises(SelectionError, match=r"'type:Conv2d' .* known only when capturing"):
+        select(["fc", "type:Conv2d"], LAYERS)
+
+
 def test_a_broken_expression_is_named() -> None:
     with pytest.raises(SelectionError, match=r"'re:\(' is not a regular expression"):
         select("re:(", LAYERS)

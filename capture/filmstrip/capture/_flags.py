@@ -25,7 +25,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "steps": ("STEP,…", "exactly these steps; may be repeated"),
     "step": ("STEP", "step at which this training starts"),
     "kinds": ("KIND,…", "of activations, weights, gradients, inputs; may be repeated"),
-    "layers": ("NAME,…", "globs, re:… or exact names; may be repeated"),
+    "layers": ("NAME,…", "globs, re:…, type:… or exact names; may be repeated"),
     "exclude": ("NAME,…", "layers to leave out; may be repeated"),
     "statistics": ("", "statistics of every tensor"),
     "histograms": ("", "bit histograms of every tensor"),

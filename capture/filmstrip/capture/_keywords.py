@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from operator import index
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
 from filmstrip.capture._schedule import EPOCH, Tiers
 from filmstrip.capture._size import parse_share, parse_size
 from filmstrip.capture.errors import PlanError
 
+Selectors: TypeAlias = "str | type[object] | Sequence[str | type[object]]"
 KINDS = ("activations", "weights", "gradients", "inputs")
 _DTYPES = ("float16", "bfloat16", "float32")
 
@@ -27,8 +28,8 @@ class Keywords(TypedDict, total=False):
     stop: int | None
     steps: Collection[int] | None
     kinds: str | Sequence[str]
-    layers: str | Sequence[str]
-    exclude: str | Sequence[str]
+    layers: Selectors
+    exclude: Selectors
     statistics: bool
     histograms: bool
     frames: bool
@@ -111,8 +112,15 @@ def read_count(keyword: str, value: object) -> int:
 
 
 def read_selectors(keyword: str, value: object) -> tuple[str, ...]:
-    """Read one selector or several; a regular expression is not split at its commas."""
+    """Read one selector or several; a regular expression is not split at its commas.
+
+    Examples
+    --------
+    >>> read_selectors("layers", [int, "fc*"])
+    ('type:int', 'fc*')
+    """
     items = [value] if isinstance(value, str) and value.startswith("re:") else _items(value)
+    items = [f"type:{item.__name__}" if isinstance(item, type) else item for item in items]
     if not all(isinstance(item, str) for item in items):
         raise PlanError(
             f"{keyword}={value!r} is not a selector or a list of them, such as 'layer*.conv*'"

@@ -8,7 +8,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TypeAlias
 
-from filmstrip.capture._keywords import READERS
+from filmstrip.capture._keywords import READERS, Selectors
 from filmstrip.capture.errors import PlanError
 
 PlanLike: TypeAlias = "Plan | Mapping[str, object] | str | PathLike[str]"
@@ -29,8 +29,8 @@ class Plan:
         Take exactly these steps.
     kinds : sequence of str, optional
         Of activations, weights, gradients.
-    layers, exclude : str or sequence of str, optional
-        Selectors of layers to take, and to leave out.
+    layers, exclude : str or class or sequence of these, optional
+        Selectors of layers to take, and to leave out; a class is kept as its name behind ``type:``.
     statistics, histograms, frames : bool, optional
         Which tiers to take. Statistics are taken with histograms in any case.
     samples : int, optional
@@ -72,8 +72,8 @@ class Plan:
     stop: int | None = None
     steps: Collection[int] | None = None
     kinds: Sequence[str] | None = None
-    layers: str | Sequence[str] | None = None
-    exclude: str | Sequence[str] | None = None
+    layers: Selectors | None = None
+    exclude: Selectors | None = None
     statistics: bool | None = None
     histograms: bool | None = None
     frames: bool | None = None

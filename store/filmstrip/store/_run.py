@@ -156,6 +156,8 @@ class Run:
             If the run has nothing of the kind.
         LayerNotFoundError
             If nothing matches. Names the nearest layers.
+        SelectionError
+            If a selector asks for a type, which is known only when capturing.
         """
         names = list(Scalars(self, SCALARS)) if kind == SCALARS else list(self._arrays(kind))
         chosen = select(pattern, names, aliases=self._aliases(kind) if pattern != "*" else None)

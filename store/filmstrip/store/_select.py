@@ -15,11 +15,18 @@ from filmstrip.store._names import readings
 from filmstrip.store.errors import SelectionError
 
 Selector = str | Iterable[str]
+TYPE = "type:"
+"""What begins a selector of modules by their type, which capture alone knows."""
 Steps = npt.NDArray[np.int64]
 
 
 @cache
 def _pattern(selector: str) -> re.Pattern[str]:
+    if selector.startswith(TYPE):
+        raise SelectionError(
+            f"{selector!r} asks for a type of modules, and types are known only when capturing; "
+            "select by names"
+        )
     if not selector.startswith("re:"):
         return re.compile(translate(selector))
     try:
@@ -51,7 +58,7 @@ def matches(selector: Selector, name: str) -> bool:
     Raises
     ------
     SelectionError
-        If a regular expression is none.
+        If a regular expression is none, or a selector asks for a type of modules.
 
     Examples
     --------

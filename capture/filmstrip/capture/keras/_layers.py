@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from filmstrip.capture._selection import types_of
 from filmstrip.store._names import dotted
 
 # Their layers run inside of a loop, where no tensor can be taken out.
@@ -22,6 +23,7 @@ class Layer:
     original: str
     module: Any
     aliases: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +35,7 @@ class Variable:
     variable: Any
     owner: Any = None
     aliases: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
 
     @property
     def value(self) -> Any:
@@ -45,9 +48,10 @@ def underlying(variable: Any) -> Any:
     return variable._value if isinstance(variable, keras.Variable) else variable
 
 
-def layer_at(path: str, module: Any) -> Layer:
-    """Return the layer at a path."""
-    return Layer(dotted(path), path, module)
+def layer_at(path: str, module: Any, *plain: type) -> Layer:
+    """Return the layer at a path; `plain`: classes that make no type, besides Keras' own layer."""
+    types = types_of(module, keras.layers.Layer, *plain)
+    return Layer(dotted(path), path, module, types=types)
 
 
 def layers_of(layer: Layer) -> Iterator[tuple[Layer, bool]]:
@@ -72,7 +76,7 @@ def variables_of(layer: Layer, *, leaf: bool) -> Iterator[Variable]:
     for weight in layer.module.weights:
         if id(weight) not in theirs:
             path = _joined(layer.original, _numbered(weight.name, taken))
-            yield Variable(dotted(path), path, weight, layer.module)
+            yield Variable(dotted(path), path, weight, layer.module, types=layer.types)
 
 
 def first_places(layers: list[Layer]) -> list[Layer]:

@@ -44,7 +44,8 @@ class _KerasCapture(Capture):
         def layers(wanted: bool) -> list[Layer]:
             chosen = _layers.first_places([layer for layer, leaf in found if leaf is wanted])
             return [
-                Layer(layer.name, layer.original, layer.module, layer.aliases) for layer in chosen
+                Layer(layer.name, layer.original, layer.module, layer.aliases, layer.types)
+                for layer in chosen
             ]
 
         weights = _layers.known_once(
@@ -57,6 +58,7 @@ class _KerasCapture(Capture):
                 weight.owner,
                 weight.variable.name,
                 weight.aliases,
+                weight.types,
                 variable=weight.variable,
             )
             for weight in weights

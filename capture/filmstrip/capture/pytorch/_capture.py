@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from filmstrip.capture._agent import Agent, plain_number
-from filmstrip.capture._keywords import read_flag, read_step
+from filmstrip.capture._keywords import Selectors, read_flag, read_step
 from filmstrip.capture._plan import PlanLike
 from filmstrip.capture._settings import Settings, settle, switched_off
 from filmstrip.capture.errors import PlanError
@@ -59,10 +59,12 @@ class Capture(Agent):
         First step, or what returns the trainer's step, read at each forward pass. None: from 0.
     kinds : sequence of str
         Of activations, weights, gradients, and inputs: what the model is given.
-    layers, exclude : str or sequence of str
-        Globs, ``re:`` and a regular expression, or exact names. ``*`` crosses dots. Wildcards take
-        leaf modules, a container only by its exact name; a parameter is matched by its own path or
-        its module's.
+    layers, exclude : str or class or sequence of these
+        Globs, ``re:`` and a regular expression, exact names, or types: ``type:Conv*``, or a class,
+        which is its name behind ``type:`` and takes modules of classes derived from it, too. ``*``
+        crosses dots. Wildcards take leaf modules, a container only by its exact name or type; a
+        parameter is matched by its own path or its module's, or by the type of its module. A module
+        or parameter with several names is found by each of them.
     statistics, histograms, frames : bool
         What to take of each tensor. Statistics come with histograms in any case.
     samples : int
@@ -145,8 +147,8 @@ class Capture(Agent):
         steps: Collection[int] | None = None,
         step: int | Callable[[], int] | None = None,
         kinds: str | Sequence[str] = ("activations", "weights", "gradients"),
-        layers: str | Sequence[str] = "*",
-        exclude: str | Sequence[str] = (),
+        layers: Selectors = "*",
+        exclude: Selectors = (),
         statistics: bool = True,
         histograms: bool = True,
         frames: bool = True,

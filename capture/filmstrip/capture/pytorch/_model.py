@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from filmstrip.capture._selection import choose
+from filmstrip.capture._selection import choose, types_of
 from filmstrip.capture._settings import Settings
 from filmstrip.capture.errors import AlreadyCompiledError, UnsupportedModelError
 from filmstrip.capture.pytorch._shards import Sharding
@@ -38,6 +38,7 @@ class Layer:
     original: str
     module: nn.Module
     aliases: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Variable:
     module: nn.Module
     attribute: str
     aliases: tuple[str, ...]
+    types: tuple[str, ...] = ()
     sharding: Sharding | None = None
     root: nn.Module | None = None
 
@@ -92,7 +94,7 @@ def select_layers(model: nn.Module, settings: Settings) -> Selection:
     UnsupportedModelError, AlreadyCompiledError
         If the model cannot be watched.
     PlanError
-        If a selector matches nothing; names the nearest layers.
+        If a selector matches nothing; names the nearest layers, or the types of modules.
     """
     root = checked(model)
     layers, containers = _layers(root)
@@ -113,7 +115,7 @@ def _layers(root: nn.Module) -> tuple[list[Layer], list[Layer]]:
     for module, (path, *others) in paths.items():
         children = [child for child, _ in module.named_children() if child != _PARAMETRIZATIONS]
         aliases = tuple(name_in(root, other) for other in others)
-        layer = Layer(names[path], path, module, aliases)
+        layer = Layer(names[path], path, module, aliases, types_of(module, nn.Module))
         if not children and not isinstance(module, _CONTAINERS):
             leaves.append(layer)
         elif not isinstance(module, nn.ModuleList | nn.ModuleDict):
@@ -142,7 +144,8 @@ def _variables(root: nn.Module) -> Iterator[Variable]:
     distinct = _distinct(root, (first for (first, _, _), *_ in names.values()))
     for (name, module, attribute), *others in names.values():
         aliases = tuple(name_in(root, other) for other, _, _ in others)
-        yield Variable(distinct[name], name, module, attribute, aliases, root=root)
+        types = types_of(module, nn.Module)
+        yield Variable(distinct[name], name, module, attribute, aliases, types, root=root)
 
 
 def name_in(root: nn.Module, path: str) -> str:

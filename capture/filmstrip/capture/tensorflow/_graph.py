@@ -32,6 +32,7 @@ class Node:
     original: str
     tensor: Any
     aliases: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ def nodes_of(graph: Any, settings: Settings) -> Nodes:
     Raises
     ------
     PlanError
-        If a selector matches nothing; names the nearest operations.
+        If a selector matches nothing, and then it names the nearest operations, or asks for a type
+        of layers, of which a graph knows nothing.
     """
     variables = graph.get_collection(tf.compat.v1.GraphKeys.TRAINABLE_VARIABLES)
     updates = dict(_updates(graph))

@@ -58,7 +58,7 @@ def select_layers(model: Any, settings: Settings) -> Selection:
     UnsupportedModelError
         If it is neither a Keras model or layer nor a module.
     PlanError
-        If a selector matches nothing; names the nearest layers.
+        If a selector matches nothing; names the nearest layers, or the types of layers.
     """
     if not isinstance(model, keras.layers.Layer | tf.Module):
         raise UnsupportedModelError(
@@ -109,10 +109,10 @@ def _layers(model: Any) -> Iterator[tuple[Layer, bool]]:
     if isinstance(model, keras.layers.Layer):
         yield from layers_of(layer_at("", model))
         return
-    yield layer_at("", model), not _inside(model)
+    yield layer_at("", model, tf.Module), not _inside(model)
     for path, module in _inside(model):
         name = ".".join(map(str, path))
-        layer = layer_at(name, module)
+        layer = layer_at(name, module, tf.Module)
         if isinstance(module, keras.layers.Layer):
             yield from layers_of(layer)
         else:
@@ -139,4 +139,4 @@ def _own_variables(layer: Layer, *, leaf: bool) -> Iterator[Variable]:
         recursive=False, predicate=lambda value: isinstance(value, tf.Variable), with_path=True
     ):
         name = ".".join((*([layer.original] if layer.original else []), *map(str, path)))
-        yield Variable(dotted(name), name, variable)
+        yield Variable(dotted(name), name, variable, types=layer.types)
