@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -204,3 +204,26 @@ def test_a_tensor_that_is_overwritten_on_another_stream_is_kept_as_it_was() -> N
         tensor.fill_(5.0)
 
     assert (np.asarray(later) == 3.0).all()
+
+
+def test_a_scaler_that_leaves_its_work_to_a_fused_optimizer_is_not_waited_for(run: str) -> None:
+    model = nn.Linear(3, 1).to(DEVICE)
+    optimizer: Any = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+    optimizer.grad_scale = torch.tensor(1000.0, device=DEVICE)
+    used = []
+    with Capture(model, optimizer, run, every=1, histograms=False):
+        for left_out in (0.0, 0.0, 1.0, 0.0):
+            optimizer.found_inf = torch.tensor(left_out, device=DEVICE)
+            x = torch.randn(4, 3).to(DEVICE)
+            optimizer.zero_grad()
+            (model(x).square().sum() * 1000.0).backward()
+            with no_waiting() if used else nullcontext():
+                optimizer.step()
+            assert model.weight.grad is not None
+            used.append(model.weight.grad.cpu().numpy())
+
+    gradients = open_run(run).gradients["weight"]
+    assert gradients.steps.tolist() == [0, 1, 2, 3]
+    for step, gradient in enumerate(used):
+        gradient = gradient / np.float32(1000) if step == 2 else gradient
+        np.testing.assert_allclose(gradients.frame(step), gradient, rtol=1e-6)

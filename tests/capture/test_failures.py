@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from capture.training import Batches, Trained
+from capture.training import Batches, Trained, state
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -130,15 +130,23 @@ def test_an_exception_in_a_tap_is_counted_and_never_reaches_training(
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.as_subclass(torch.Tensor)
 
-    model = nn.Sequential(nn.Linear(3, 1), Maker(), Plain())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    capture = Capture(model, optimizer, run, every=1)
-    for _ in range(3):
-        model(torch.ones(2, 3)).sum().backward()
-        optimizer.step()
+    finals = []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 1), Maker(), Plain())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        capture = Capture(model, optimizer, run, every=1, enabled=watched)
+        losses = []
+        for _ in range(3):
+            loss = model(torch.ones(2, 3)).sum()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        finals.append([*losses, *model.state_dict().values()])
     with pytest.raises(CaptureError, match="3 exceptions in taps; first cause: look away"):
         capture.close()
 
+    assert all(map(torch.equal, *finals))
     opened = open_run(run)
     assert (
         opened.activations["0"].steps.tolist()
@@ -208,12 +216,17 @@ def test_under_pressure_steps_are_dropped_and_counted_when_so_asked(
         held.wait(10)
         return real(descriptor, buffers, offset)
 
-    training = trained()
+    plain, training = trained(), trained()
+    torch.manual_seed(1)
+    plain.run(batches(6))
+    expected = state(plain)
+    torch.manual_seed(1)
     with Capture(training.model, training.optimizer, run, every=1, on_pressure="drop"):
         monkeypatch.setattr(os, "pwritev", pwritev)
         training.run(batches(6))
         held.set()
 
+    assert all(map(torch.equal, state(training), expected))
     kept = open_run(run).steps("weights").tolist()
     assert kept[:2] == [0, 1]
     assert len(kept) < 6
@@ -228,10 +241,14 @@ def test_under_pressure_steps_are_dropped_and_counted_when_so_asked(
 def test_an_exception_in_the_loop_is_not_hidden_by_one_of_capture(
     run: str, trained: Callable[[], Trained], batches: Batches
 ) -> None:
-    training = trained()
+    plain, training = trained(), trained()
+    torch.manual_seed(1)
+    plain.run(batches(2))
+    expected = state(plain)
     bad = torch.ones(1)  # no model of images takes it
 
     def stumble() -> None:
+        torch.manual_seed(1)
         with Capture(training.model, training.optimizer, run, every=1, probe=bad):
             training.run(batches(2))
             raise ZeroDivisionError
@@ -239,6 +256,7 @@ def test_an_exception_in_the_loop_is_not_hidden_by_one_of_capture(
     with pytest.raises(ZeroDivisionError):
         stumble()
 
+    assert all(map(torch.equal, state(training), expected))
     assert open_run(run).steps("weights").tolist() == [0, 1]
 
 

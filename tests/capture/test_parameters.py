@@ -133,18 +133,124 @@ def test_a_step_that_a_scaler_leaves_out_does_not_shift_a_trainers_count(run: st
     optimizer = sgd(model)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     iteration = 0
-    seen = {}
-    with Capture(model, optimizer, run, every=1, step=lambda: iteration):
+    weights, outputs = {}, {}
+    with Capture(model, optimizer, run, every=1, step=lambda: iteration) as capture:
         for iteration in range(5):
             optimizer.zero_grad()
-            seen[iteration] = model.weight.detach().clone().numpy()
-            loss = model(torch.ones(2, 3)).sum() * (float("inf") if iteration == 1 else 1.0)
-            scaler.scale(loss).backward()
+            weights[iteration] = model.weight.detach().clone().numpy()
+            output = model(torch.ones(2, 3))
+            outputs[iteration] = output.detach().numpy()
+            scaler.scale(output.sum() * (float("inf") if iteration == 1 else 1.0)).backward()
             scaler.step(optimizer)
             scaler.update()
+            capture.log(iteration=iteration)
 
     opened = open_run(run)
-    assert opened.steps("weights").tolist() == [0, 1, 3, 4]
-    for step in (0, 1, 3, 4):
-        np.testing.assert_array_equal(opened.weights["weight"].frame(step), seen[step])
-    assert np.isfinite(opened.gradients["weight"].frame(1)).all()
+    for kind in ("activations", "weights", "gradients"):
+        assert opened.steps(kind).tolist() == [0, 2, 3, 4]
+    for step in (0, 2, 3, 4):
+        np.testing.assert_array_equal(opened.weights["weight"].frame(step), weights[step])
+        np.testing.assert_array_equal(opened.activations[""].frame(step), outputs[step][:1])
+        assert np.isfinite(opened.gradients["weight"].frame(step)).all()
+    logged = opened.scalars["iteration"]
+    assert logged.steps.tolist() == logged.values.tolist() == [0, 1, 2, 3, 4]
+    assert opened.status().dropped == 0
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_that_a_fused_optimizer_unscales_are_kept_unscaled(
+    run: str, kind: Any, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2, dtype=dtype)
+    optimizer = kind(model.parameters(), lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1000.0)
+    used = []
+    with Capture(model, optimizer, run, every=1):
+        for _ in range(3):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.randn(4, 3, dtype=dtype)).square().sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            assert model.weight.grad is not None
+            used.append(model.weight.grad.float().numpy())  # the kernel writes it back
+
+    gradients = open_run(run).gradients["weight"]
+    for step in range(3):
+        np.testing.assert_array_equal(gradients.frame(step), used[step])
+
+
+def test_a_step_that_a_fused_optimizer_leaves_out_is_no_step(run: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    weights, outputs = [], []
+    with Capture(model, optimizer, run, every=1) as capture:
+        for attempt in range(6):
+            optimizer.zero_grad()
+            weight = model.weight.detach().clone().numpy()
+            output = model(torch.full((2, 3), float(attempt)))
+            left_out = attempt in (0, 3)
+            scaler.scale(output.sum() * (float("inf") if left_out else 1.0)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            capture.log(attempt=attempt)
+            if not left_out:
+                weights.append(weight)
+                outputs.append(output.detach().numpy())
+        assert capture.state_dict() == {"step": 4}
+
+    opened = open_run(run)
+    assert opened.steps("gradients").tolist() == [0, 1, 2, 3]
+    for step in range(4):
+        np.testing.assert_array_equal(opened.weights["weight"].frame(step), weights[step])
+        np.testing.assert_array_equal(opened.activations[""].frame(step), outputs[step][:1])
+    assert opened.gradients["bias"].read()[:].ravel().tolist() == [2, 2, 2, 2]
+    assert opened.scalars["attempt"].values.tolist() == [1, 2, 4, 5]
+    assert opened.steps("health").tolist() == [0, 1, 2, 3]
+    assert opened.status().dropped == 0
+
+
+def test_gradients_that_were_unscaled_and_clipped_are_not_divided_again(run: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with Capture(model, optimizer, run, every=1):
+        scaler.scale(model(torch.ones(2, 3)).sum()).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        assert model.weight.grad is not None
+        clipped = model.weight.grad.clone().numpy()
+        scaler.step(optimizer)
+        scaler.update()
+
+    np.testing.assert_array_equal(open_run(run).gradients["weight"].frame(0), clipped)
+
+
+class Fused(torch.optim.SGD):
+    """Stands for one whose scaler lies on a device; what is on meta raises when it is read."""
+
+    _step_supports_amp_scaling = True
+    grad_scale = torch.ones((), device="meta")
+    found_inf = torch.ones((), device="meta")
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.sub_(parameter.grad)
+
+
+def test_what_a_scaler_found_on_a_device_is_not_waited_for(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Linear(3, 1)
+    steps(model, Fused(model.parameters(), lr=0.1), run, torch.ones(2, 3))
+
+    opened = open_run(run)
+    assert opened.steps("weights").tolist() == [0, 1, 2]
+    assert "gradients" not in opened.kinds or opened.steps("gradients").size == 0
+    assert caplog.text.count("by a scale on a device") == 1
+    assert opened.status().errors == 0

@@ -6,25 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from capture.training import Batches, Trained
+from capture.training import Batches, Trained, state
 
 from filmstrip.capture.pytorch import Capture
 from filmstrip.store import open_run
-
-
-def state(training: Trained) -> list[torch.Tensor]:
-    """Return every number that training leaves behind."""
-    return [
-        *training.losses,
-        *training.model.state_dict().values(),
-        *(
-            value
-            for held in training.optimizer.state.values()
-            for value in held.values()
-            if isinstance(value, torch.Tensor)
-        ),
-        torch.get_rng_state(),
-    ]
 
 
 @pytest.mark.parametrize("probed", [False, True])

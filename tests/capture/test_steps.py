@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -86,6 +87,71 @@ def test_a_trainers_step_that_cannot_be_read_does_not_stop_training(run: str) ->
     with pytest.raises(Exception, match="exceptions in taps"):
         capture.close()
     assert open_run(run).steps("weights").tolist() == [0]
+
+
+def test_a_step_in_which_an_exception_was_caught_is_given_up(run: str) -> None:
+    model, optimizer = line()
+    step = 0
+    outputs = {}
+    with Capture(model, optimizer, run, every=1, step=lambda: step) as capture:
+        for step in range(5):
+            output = model(torch.full((2, 3), float(step)))
+            outputs[step] = output.detach().numpy()
+            capture.log(step=step)
+            with suppress(ZeroDivisionError):
+                if step in (0, 2):
+                    raise ZeroDivisionError
+                output.sum().backward()
+                optimizer.step()
+
+    opened = open_run(run)
+    assert opened.steps("weights").tolist() == opened.steps("activations").tolist() == [1, 3, 4]
+    for kept in (1, 3, 4):
+        np.testing.assert_array_equal(opened.activations[""].frame(kept), outputs[kept][:1])
+    logged = opened.scalars["step"]
+    assert logged.steps.tolist() == logged.values.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_trainers_step_stays_one_while_batches_are_accumulated(run: str) -> None:
+    model, optimizer = line()
+    step = 0
+    with Capture(model, optimizer, run, every=1, step=lambda: step):
+        for batch in range(9):
+            model(torch.full((2, 3), float(batch))).sum().backward()
+            if batch % 3 == 2:
+                optimizer.step()
+                with torch.no_grad():
+                    model(torch.full((2, 3), -1.0))  # the trainer has not counted yet
+                step += 1
+                optimizer.zero_grad()
+
+    opened = open_run(run)
+    assert opened.steps("activations").tolist() == [0, 1, 2]
+    weights, biases = opened.weights["weight"], opened.weights["bias"]
+    for kept in range(3):
+        first = np.full((1, 3), 3.0 * kept, np.float32)
+        expected = first @ weights.frame(kept).T + biases.frame(kept)
+        np.testing.assert_allclose(opened.activations[""].frame(kept), expected, rtol=1e-5)
+    assert opened.gradients["bias"].read()[:].ravel().tolist() == [6, 6, 6]
+
+
+def test_a_trainers_step_that_moves_on_between_optimizers_is_that_of_the_first(run: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in model]
+    iteration = 0
+    seen = {}
+    with Capture(model, optimizers, run, every=1, step=lambda: iteration):
+        for iteration in range(6):
+            seen[iteration] = model[0].weight.detach().clone().numpy()
+            model.zero_grad()
+            forward_and_back(model)
+            optimizers[iteration % 2].step()
+
+    weights = open_run(run).weights["0.weight"]
+    assert weights.steps.tolist() == [0, 2, 4]
+    for step in (0, 2, 4):
+        np.testing.assert_array_equal(weights.frame(step), seen[step])
 
 
 def test_numbers_belong_to_the_step_in_progress_or_the_one_that_just_ended(run: str) -> None:

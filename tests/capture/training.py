@@ -59,3 +59,18 @@ def accelerator() -> torch.device | None:
         return torch.device("cuda") if torch.cuda.is_available() else None
     there = torch.accelerator.is_available()
     return torch.accelerator.current_accelerator() if there else None
+
+
+def state(training: Trained) -> list[torch.Tensor]:
+    """Return every number that training leaves behind."""
+    return [
+        *training.losses,
+        *training.model.state_dict().values(),
+        *(
+            value
+            for held in training.optimizer.state.values()
+            for value in held.values()
+            if isinstance(value, torch.Tensor)
+        ),
+        torch.get_rng_state(),
+    ]

@@ -27,8 +27,9 @@ def checked_step(step: object) -> StepLike:
 class Clock:
     """Counts optimizer steps, or reads the trainer's count, and begins and ends them.
 
-    A count of our own is known as soon as the step before has ended. The trainer's is read at the
-    first forward pass of a step, since trainers raise it some time after the optimizer's step.
+    A count of our own is known as soon as the step before has ended. The trainer's is read at every
+    forward pass of a step, since trainers raise it some time after the optimizer's step, and since
+    it moves on past a step that was never taken.
 
     Parameters
     ----------
@@ -43,19 +44,21 @@ class Clock:
         The step in progress, or the one that ended last.
     entered : bool
         Whether the step's forward pass has begun.
+    stepping : bool
+        Whether some of several optimizers have stepped in it.
     """
 
     def __init__(self, recorder: Watcher[Any], step: StepLike) -> None:
         self._recorder = recorder
         self._read = step if callable(step) else None
         self.step = 0 if step is None or callable(step) else int(step)
-        self.entered = False
+        self.entered = self.stepping = False
         self._begun = False
         self._first = self.step
 
     def start(self) -> None:
         """Make ready for the next step."""
-        self.entered = self._begun = False
+        self.entered = self.stepping = self._begun = False
         if self._read is None:
             self._begin()
         else:
@@ -63,20 +66,43 @@ class Clock:
 
     def _begin(self) -> None:
         self._begun = True
-        if self._read is not None:
-            try:
-                self.step = int(self._read())
-            except Exception as error:
-                self._recorder.on = False
-                self._recorder.trip("step() could not be read", error)
-                return
-        self._recorder.begin(self.step)
+        step = self._number()
+        if step is None:
+            self._recorder.on = False
+            return
+        self.step = step
+        self._recorder.begin(step)
+
+    def _number(self) -> int | None:
+        """Return the number of the step that begins; None where the trainer's cannot be read."""
+        if self._read is None:
+            return self.step
+        try:
+            return int(self._read())
+        except Exception as error:
+            self._recorder.trip("step() could not be read", error)
+            return None
 
     def enter(self) -> None:
         """Note that the step's forward pass has begun."""
         if not self._begun:
             self._begin()
         self.entered = True
+
+    def enter_pass(self) -> bool:
+        """Note that a forward pass begins; return whether the step in progress was given up for it.
+
+        So it is where the trainer's count moved on though nothing stepped: a scaler left the step
+        out, or the loop caught an exception.
+        """
+        moved = False
+        if self._begun and self._read is not None and not self.stepping:
+            step = self._number()
+            if step is not None and step != self.step:
+                moved, self.step = True, step
+                self._recorder.begin(step)
+        self.enter()
+        return moved
 
     def advance(self) -> None:
         """End the step, and make ready for the next."""
@@ -85,6 +111,12 @@ class Clock:
         if self._read is None:
             self.step += 1
         self.start()
+
+    def again(self) -> None:
+        """Give up the step in progress, which is not taken; the next one has its number."""
+        entered = self.entered
+        self.start()
+        self.entered = entered  # numbers that are logged now belong to it
 
     def set(self, step: int) -> None:
         """Go on from a step, as after loading a checkpoint."""

@@ -189,6 +189,7 @@ class Session(Generic[T]):
         self._tap: Tap[T] | None = None
         self._unfired: Callable[[], Sequence[str]] = tuple
         self._apart = stage.apart
+        self._overdue: Callable[[], int] = lambda: 0
         self._newest: dict[str, int] = {}
         if self._sink is not None:
             self._sink.queued = lambda: self._pump.queued
@@ -254,7 +255,12 @@ class Session(Generic[T]):
             self._sink.close()
 
     def start(
-        self, tap: Tap[T], *, unfired: Callable[[], Sequence[str]], layers: Mapping[str, int]
+        self,
+        tap: Tap[T],
+        *,
+        unfired: Callable[[], Sequence[str]],
+        layers: Mapping[str, int],
+        overdue: Callable[[], int] = lambda: 0,
     ) -> None:
         """Let a tap drive the recorder.
 
@@ -266,8 +272,11 @@ class Session(Generic[T]):
             Returns the layers of which nothing came yet; called after the survey.
         layers : mapping of str to int
             Number of layers by kind, as far as they are known; for the line at attach.
+        overdue : callable
+            Returns how many forward passes went by while something else than the given optimizers
+            changed the weights; called at close.
         """
-        self._tap, self._unfired = tap, unfired
+        self._tap, self._unfired, self._overdue = tap, unfired, overdue
         if self._company.outputs and (layers.get("activations") or not any(layers.values())):
             self.recorder.awaited = frozenset({"activations"} & set(self.settings.kinds))
         if self._sink is not None:
@@ -354,6 +363,7 @@ class Session(Generic[T]):
             _LOGGER.warning(
                 "filmstrip: frames of %s ended early: %s", self.path, self.ledger.frames_over
             )
+        self._say_overdue()
         if not in_time:
             raise CaptureError(
                 f"the writer of {self.path} did not finish within {_LONGEST_CLOSE:.0f} s; "
@@ -376,6 +386,19 @@ class Session(Generic[T]):
                 "filmstrip: %s: no outputs were kept: no captured step had a pass in eval mode, "
                 "which phases='eval' asks for, before the optimizer stepped",
                 self.path,
+            )
+
+    def _say_overdue(self) -> None:
+        recorder = self.recorder
+        if self._sink is None or self._company.rank or not recorder.ended or recorder.paused:
+            return
+        if passes := self._overdue():
+            _LOGGER.warning(
+                "filmstrip: %s: %d forward passes went by since the last step of the optimizer that "
+                "capture was given, and another one has changed the weights: none of it was "
+                "captured; create a new Capture with the optimizer that steps, or give all of them",
+                self.path,
+                passes,
             )
 
 

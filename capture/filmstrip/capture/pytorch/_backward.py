@@ -6,8 +6,8 @@ They are read when the optimizer is about to use them, since gradients are not f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -20,9 +20,11 @@ from filmstrip.capture.pytorch._layout import parameter_layout
 from filmstrip.capture.pytorch._model import Variable
 from filmstrip.capture.pytorch._shards import local_of, sharded
 from filmstrip.capture.pytorch._stage import unreadable
+from filmstrip.capture.pytorch._succession import Succession, parameters_of
 
 OptimizerLike = torch.optim.Optimizer
 _NO_BACKWARD = -1  # the graph task where no backward pass runs
+_NO_SCALES: Mapping[int, torch.Tensor] = {}
 
 
 def unwrapped(optimizer: object) -> OptimizerLike:
@@ -65,6 +67,7 @@ class OptimizerTaps:
         kinds: Sequence[str],
     ) -> None:
         self._optimizers = optimizers
+        self.succession = Succession(optimizers)
         self._sites: list[Site] = []
         self._weights: list[tuple[int, Variable]] = []
         self._gradients: list[tuple[int, Variable]] = []
@@ -117,13 +120,27 @@ class OptimizerTaps:
             ]
 
     def _hooks(self, number: int, *, last: bool) -> tuple[Callable[..., None], Callable[..., None]]:
-        recorder = self._recorder
+        recorder, succession = self._recorder, self.succession
 
         def before(optimizer: OptimizerLike, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            succession.begins(number)
+            if _left_out(optimizer):
+                return
+            if not last:
+                self._clock.stepping = True
             if recorder.on:
-                self._guarded(lambda: self._read(number, gradients=not _closure(args, kwargs)))
+                gradients = not _closure(args, kwargs)
+                self._guarded(
+                    lambda: self._read(number, gradients=gradients, scales=_scales(optimizer))
+                )
 
         def after(optimizer: OptimizerLike, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            succession.ended(number)
+            if _left_out(optimizer):
+                if last:
+                    self._guarded(self._clock.again)
+                    self._guarded(self.after)
+                return
             if recorder.on and _closure(args, kwargs):
                 # A closure computes the gradients inside the step.
                 self._guarded(
@@ -169,7 +186,13 @@ class OptimizerTaps:
         except Exception as error:
             self._recorder.trip("the optimizer's step could not be followed", error)
 
-    def _read(self, number: int | None, *, gradients: bool) -> None:
+    def _read(
+        self,
+        number: int | None,
+        *,
+        gradients: bool,
+        scales: Mapping[int, torch.Tensor] = _NO_SCALES,
+    ) -> None:
         self._clock.enter()
         if not self._recorder.on:
             return
@@ -178,7 +201,7 @@ class OptimizerTaps:
             self._thaw()
         self._take(self._mine(number, self._weights), gradients=False)
         if gradients:
-            self._take(self._mine(number, self._gradients), gradients=True)
+            self._take(self._mine(number, self._gradients), gradients=True, scales=scales)
 
     def _thaw(self) -> None:
         """Take gradients of parameters that had none at attach, or say that it is too late."""
@@ -207,9 +230,16 @@ class OptimizerTaps:
         last = number == len(self._optimizers) - 1
         return [site for site in sites if (id(site[1].tensor) in others) is not last]
 
-    def _take(self, sites: Sequence[tuple[int, Variable]], *, gradients: bool) -> None:
+    def _take(
+        self,
+        sites: Sequence[tuple[int, Variable]],
+        *,
+        gradients: bool,
+        scales: Mapping[int, torch.Tensor] = _NO_SCALES,
+    ) -> None:
         for site, variable in sites:
             tensor = variable.tensor
+            scale = scales.get(id(tensor))
             if tensor is None and not gradients:
                 self._recorder.skip(site, "are no parameter of their module any more")
             if tensor is not None and gradients:
@@ -221,7 +251,10 @@ class OptimizerTaps:
                 tensor, reason = variable.sharding.local(tensor)
             elif sharded(tensor):
                 reason = "were spread over ranks after capture was attached; attach it after that"
-            if reason := reason or unreadable(tensor):
+            reason = reason or unreadable(tensor)
+            if reason is None and scale is not None:
+                tensor, reason = _unscaled(tensor, scale)
+            if reason:
                 self._recorder.skip(site, reason)
             else:
                 self._recorder.take(site, tensor)
@@ -230,3 +263,38 @@ class OptimizerTaps:
 def _closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether an optimizer's step was given a closure; the first argument is itself."""
     return callable(kwargs.get("closure")) or any(map(callable, args[1:]))
+
+
+def _left_out(optimizer: OptimizerLike) -> bool:
+    """Return whether a fused optimizer changes nothing in this step, since a scaler found infinity.
+
+    On an accelerator the flag would have to be waited for.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return _scaled(optimizer) and _on_host(found) and bool(found.any())
+
+
+def _scales(optimizer: OptimizerLike) -> Mapping[int, torch.Tensor]:
+    """Return by which scale a fused optimizer divides gradients itself, by parameter."""
+    scale = getattr(optimizer, "grad_scale", None)
+    if not _scaled(optimizer) or not isinstance(scale, torch.Tensor):
+        return _NO_SCALES
+    return {id(parameter): scale for parameter in parameters_of(optimizer)}
+
+
+def _scaled(optimizer: OptimizerLike) -> bool:
+    """Return whether a scaler leaves its work to the optimizer's step, as it asks itself."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def _on_host(thing: object) -> TypeGuard[torch.Tensor]:
+    return isinstance(thing, torch.Tensor) and thing.device.type == "cpu"
+
+
+def _unscaled(gradient: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, str | None]:
+    """Return a gradient divided as fused optimizers do it, or why it is not."""
+    if _on_host(gradient) and not _on_host(scale):
+        return gradient, "are multiplied by a scale on a device, which would have to be waited for"
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    scale = scale.detach().to(gradient.device, non_blocking=True)
+    return (gradient.detach().to(wide) / scale).to(gradient.dtype), None

@@ -293,7 +293,12 @@ class Capture(Agent):
         self._images = ImageShelf(session, whole_frame)
         tap.forward.probed = self._keep_probe
         try:
-            session.start(tap, unfired=lambda: tap.forward.unfired, layers=layers)
+            session.start(
+                tap,
+                unfired=lambda: tap.forward.unfired,
+                layers=layers,
+                overdue=tap.optimizer.succession.overdue,
+            )
         except BaseException:
             self._close_quietly()
             raise

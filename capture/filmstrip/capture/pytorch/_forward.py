@@ -211,6 +211,7 @@ class ForwardTaps:
         self._passes = 0
         self._worth = _FAILED  # of the passes of this step
         self.passed: Callable[[], None] = lambda: None
+        self.learning: Callable[[], None] = lambda: None
         self.probed: Callable[[Probe], None] | None = None
 
     def install(self, recorder: Watcher[torch.Tensor], clock: Clock) -> None:
@@ -253,7 +254,11 @@ class ForwardTaps:
             return
         try:
             if self._root.training:
-                self._clock.enter()
+                if self._clock.enter_pass():
+                    self.reset()
+                if learns:
+                    with _unseen():
+                        self.learning()
             if self._phase(self._root.training):
                 self._begin_pass(self._worth_of(learns))
         except Exception as error:

@@ -72,6 +72,7 @@ class TorchTap:
         self.clock = Clock(recorder, self._step)
         self.forward.install(recorder, self.clock)
         self.optimizer.install(recorder, self.clock)
+        self.forward.learning = self.optimizer.succession.passed
         self.optimizer.before = self.forward.probe
         self.optimizer.after = self.forward.reset
         if self._dry:
