@@ -210,7 +210,7 @@ def test_a_scaler_that_leaves_its_work_to_a_fused_optimizer_is_not_waited_for(ru
     model = nn.Linear(3, 1).to(DEVICE)
     optimizer: Any = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
     optimizer.grad_scale = torch.tensor(1000.0, device=DEVICE)
-    used = []
+    used: list[Any] = []
     with Capture(model, optimizer, run, every=1, histograms=False):
         for left_out in (0.0, 0.0, 1.0, 0.0):
             optimizer.found_inf = torch.tensor(left_out, device=DEVICE)

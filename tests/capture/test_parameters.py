@@ -237,7 +237,7 @@ class Fused(torch.optim.SGD):
     grad_scale = torch.ones((), device="meta")
     found_inf = torch.ones((), device="meta")
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.data.sub_(parameter.grad)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,7 +144,8 @@ def test_a_trainers_step_that_moves_on_between_optimizers_is_that_of_the_first(r
     seen = {}
     with Capture(model, optimizers, run, every=1, step=lambda: iteration):
         for iteration in range(6):
-            seen[iteration] = model[0].weight.detach().clone().numpy()
+            weight: Any = model[0].weight
+            seen[iteration] = weight.detach().clone().numpy()
             model.zero_grad()
             forward_and_back(model)
             optimizers[iteration % 2].step()

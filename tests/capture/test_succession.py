@@ -78,9 +78,13 @@ def closures(model: nn.Module, capture: Callable[..., Capture]) -> None:
         return loss
 
     closure.calls = 0  # type: ignore[attr-defined]
-    with capture(optimizer), pytest.raises(KeyboardInterrupt):
+
+    def train() -> None:
         for _ in range(20):
             optimizer.step(closure)  # type: ignore[no-untyped-call]
+
+    with capture(optimizer), pytest.raises(KeyboardInterrupt):
+        train()
 
 
 def growing_accumulation(model: nn.Module, capture: Callable[..., Capture]) -> None:

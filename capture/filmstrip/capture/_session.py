@@ -394,8 +394,8 @@ class Session(Generic[T]):
             return
         if passes := self._overdue():
             _LOGGER.warning(
-                "filmstrip: %s: %d forward passes went by since the last step of the optimizer that "
-                "capture was given, and another one has changed the weights: none of it was "
+                "filmstrip: %s: %d forward passes went by since the last step of the optimizer "
+                "given to capture, and another one has changed the weights: none of it was "
                 "captured; create a new Capture with the optimizer that steps, or give all of them",
                 self.path,
                 passes,
