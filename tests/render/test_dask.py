@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -54,9 +55,11 @@ class Cluster:
     folder : Path
         Where they run and log.
     workers : int
+    preload : str
+        A script that each worker runs first; none when empty.
     """
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, workers: int, preload: str = "") -> None:
         self.folder = folder
         self.environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(sys.path),
@@ -65,8 +68,9 @@ class Cluster:
         }
         self.scheduler = self._start("scheduler", "scheduler", *LOCAL, "--port", "0")
         self.address = self._address()
+        first = ("--preload", preload) if preload else ()
         self.workers = [
-            self._start(f"worker{i}", "worker", self.address, *LOCAL, "--nthreads", "1")
+            self._start(f"worker{i}", "worker", self.address, *LOCAL, "--nthreads", "1", *first)
             for i in range(workers)
         ]
 
@@ -97,8 +101,8 @@ class Cluster:
 
 
 @contextmanager
-def cluster_in(folder: Path, workers: int = 2) -> Iterator[Cluster]:
-    cluster = Cluster(folder, workers)
+def cluster_in(folder: Path, workers: int = 2, preload: str = "") -> Iterator[Cluster]:
+    cluster = Cluster(folder, workers, preload)
     try:
         yield cluster
     finally:
@@ -179,6 +183,35 @@ def test_a_worker_that_is_killed_costs_nothing(long_run: Path, tmp_path: Path) -
     assert len(pictures(out)) == STEPS
     for path in out.rglob("*.png"):
         Image.open(path).verify()
+
+
+def test_a_picture_that_kills_every_worker_is_named_and_costs_no_other(
+    long_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "deadly.py").write_text(
+        "from filmstrip.render import _task\n"
+        "from render.killing import draw_or_die\n"
+        "_task.run = lambda batch: draw_or_die(batch, {50})\n"
+    )
+    command = [sys.executable, "-m", "filmstrip.render.cli", "grid", str(long_run)]
+    with cluster_in(tmp_path, preload="deadly.py") as cluster:
+        done = subprocess.run(
+            [*command, "--step", "all", "-o", str(out), "--scheduler", cluster.address],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith(f"drew {STEPS - 1} pictures, kept 0")
+    path = f"activations/{LAYER}/grid-00000050.png"
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"filmstrip: {path}: its worker was killed (KilledWorker)")
+    assert {*pictures(out)} == {f"grid-{i:08d}.png" for i in range(STEPS) if i != 50}
+    (error,) = json.loads((out / "manifest.json").read_text())["errors"]
+    assert error["path"] == path
 
 
 def test_a_scheduler_that_is_killed_is_one_line(long_run: Path, tmp_path: Path) -> None:

@@ -23,11 +23,12 @@ COMMAND = (sys.executable, "-m", "filmstrip.render.cli", "grid")
 
 
 def _why_not() -> str:
+    whose = "" if os.geteuid() == 0 else ", and this is not root, as which scripts/slurm starts one"
     if shutil.which("sbatch") is None:
-        return "there is no SLURM here (scripts/slurm says which packages it needs)"
+        return f"there is no SLURM here (scripts/slurm says which packages it needs){whose}"
     answer = subprocess.run(["sinfo"], capture_output=True, text=True, check=False)
     if answer.returncode:
-        return "no SLURM answers; as root, scripts/slurm test starts one"
+        return f"no SLURM answers{whose or '; scripts/slurm test starts one'}"
     return ""
 
 
