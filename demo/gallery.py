@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import chain
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from sklearn.datasets import load_sample_images
 from filmstrip.render.cli import app
 from filmstrip.store import FrameSpec, bit_histogram, create_run, summarize
 
+FORMATS = ("png", "svg", "pdf", "gif", "mp4")
 HERE = Path(__file__).parent
 Frames = dict[str, npt.NDArray[np.float32]]
 LAYOUTS = {
@@ -166,6 +167,7 @@ PICTURES = {
         grid fc1 fc2
         grid input --kind inputs
         grid relu2 --format svg
+        grid relu2 --format pdf
         histogram conv2 --view single
         histogram conv2 relu1
         histogram conv2 relu1 --view overlay
@@ -186,6 +188,9 @@ PICTURES = {
         curve --stat */norm --kind gradients --log
         curve FOLDER/faster.zarr --name train/loss --smoothing 0.8
         animation relu2 --step 0:100:10
+        animation relu2 --step 0:100:10 --format gif
+        animation relu2 --step 0:100:10 --format mp4
+        all conv1 relu1 fc2 --step 0:140:45
         """,
     "text": """
         grid blocks.*.attention.weights --layout NHQK
@@ -229,9 +234,12 @@ def main() -> None:
         run, out = folder / f"{name}.zarr", folder / name
         for line in filter(None, map(str.strip, lines.splitlines())):
             picture, *words = line.replace("FOLDER", str(folder)).split()
+            if "mp4" in words and find_spec("imageio_ffmpeg") is None:
+                print(f"not drawn without imageio-ffmpeg: {line}")
+                continue
             command = [picture, str(run), *words, "-o", str(out), "--quiet", "--force"]
             failed += [line] if app(command, standalone_mode=False) else []
-    drawn = sorted(chain(folder.rglob("*.png"), folder.rglob("*.svg")))
+    drawn = [path for form in FORMATS for path in folder.rglob(f"*.{form}")]
     print(f"{len(drawn)} pictures in {folder}")
     for line in failed:
         print(f"not drawn: {line}", file=sys.stderr)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from filmstrip import render
-from filmstrip.render._spec import BIN_SCALES, VIEWS
+from filmstrip.render._spec import ANIMATION_FORMATS, BIN_SCALES, FORMATS, VIEWS
 from filmstrip.render.cli import app
 from filmstrip.render.pictures import PICTURES
 from filmstrip.store import open_run
@@ -44,6 +44,8 @@ def test_it_shows_every_picture_view_and_scale(gallery: ModuleType) -> None:
     words = " ".join(drawn)
     assert all(f"--view {view}" in words for view in VIEWS if view != "ridge")  # the default
     assert all(scale in words for scale in BIN_SCALES if scale != "linear")
+    forms = {*FORMATS, *ANIMATION_FORMATS} - {"png", "apng"}  # the defaults
+    assert all(f"--format {form}" in words for form in forms)
 
 
 def test_what_goes_wrong_in_a_network_is_drawn(gallery: ModuleType, tmp_path: Path) -> None:
