@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -65,6 +66,7 @@ class Cluster:
             "PYTHONPATH": os.pathsep.join(sys.path),
             "MPLBACKEND": "module://no_such_inline.backend_inline",
             "DISPLAY": ":123",
+            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
         }
         self.scheduler = self._start("scheduler", "scheduler", *LOCAL, "--port", "0")
         self.address = self._address()
@@ -82,6 +84,7 @@ class Cluster:
                 env=self.environment,
                 stdout=file,
                 stderr=file,
+                start_new_session=True,
             )
 
     def _address(self) -> str:
@@ -97,7 +100,11 @@ class Cluster:
         for process in (*self.workers, self.scheduler):
             process.terminate()
         for process in (*self.workers, self.scheduler):
-            process.wait(30)
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:  # a nanny that starts a worker anew hears nothing
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 @contextmanager
