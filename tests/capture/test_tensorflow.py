@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +325,24 @@ def test_an_error_of_a_step_is_the_loops_own_and_the_step_is_not_counted(run: st
         step(tf.ones((1, 3)))
 
     assert open_run(run).steps("activations").tolist() == [0, 1]
+
+
+def test_a_step_whose_error_the_loop_caught_leaves_its_number_to_nothing(run: str) -> None:
+    tower = Tower()
+    number = 0
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def train_step(x: Any) -> Any:
+        tf.debugging.assert_less(x, 5.0)
+        return tower(x)
+
+    with Capture(tower, run=run, every=1, step=lambda: number) as capture:
+        step = capture.wrap(train_step)
+        for number in range(3):
+            with suppress(tf.errors.InvalidArgumentError):
+                step((9.0 if number == 1 else 1.0) * tf.ones((1, 3)))
+
+    assert open_run(run).steps("activations").tolist() == [0, 2]
 
 
 def test_an_error_of_the_first_step_leaves_no_second_one(run: str) -> None:

@@ -97,7 +97,7 @@ class Steps:
         """
         if self._part == 0:
             self._stage.drop()
-            self.clock.enter()
+            self.clock.enter_pass()
         tensors: Mapping[int, Any] = {}
         try:
             if self._wanted():
