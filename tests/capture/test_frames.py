@@ -279,6 +279,9 @@ def test_what_capture_cost_is_kept_for_every_due_step(
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_inputs_are_what_the_model_was_given(run: str, compiled: bool) -> None:
+    if compiled and torch.__version__ < "2.7":
+        pytest.skip("needs torch 2.7 to see what compiled code is given")
+
     class Masked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
