@@ -8,8 +8,9 @@ import os
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
+
+from filmstrip.capture._closing import Closing
 
 if TYPE_CHECKING:
     from filmstrip.capture._clock import Clock
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("filmstrip")
 
 
-class Agent(ABC):
+class Agent(Closing, ABC):
     """A capture at work, or an inert one, which has no session."""
 
     _session: Session[Any] | None = None
@@ -174,21 +175,6 @@ class Agent(ABC):
             self.close()
         except Exception as error:
             _LOGGER.error("filmstrip: %s", error)  # noqa: TRY400  # its cause was logged when it came
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # What went wrong in training must not be hidden by what went wrong in capture.
-        if error is None:
-            self.close()
-        else:
-            self._close_quietly()
 
 
 def plain_number(value: object) -> float:

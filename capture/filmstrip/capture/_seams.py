@@ -70,7 +70,7 @@ class Site:
     Parameters
     ----------
     kind : str
-        ``"activations"``, ``"weights"`` or ``"gradients"``.
+        ``"activations"``, ``"inputs"``, ``"weights"`` or ``"gradients"``.
     layer : str
         Canonical dotted path.
     shape : tuple of int or None

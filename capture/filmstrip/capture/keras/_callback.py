@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from os import PathLike
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack
 
 import keras
 
 from filmstrip.capture._agent import Agent
+from filmstrip.capture._closing import Closing
 from filmstrip.capture._keywords import Keywords, read_flag
 from filmstrip.capture._plan import PlanLike
 from filmstrip.capture._report import say
@@ -50,7 +50,7 @@ class Engine(Protocol):
         """Leave the model as it was before."""
 
 
-class Capture(keras.callbacks.Callback):  # type: ignore[misc]
+class Capture(Closing, keras.callbacks.Callback):  # type: ignore[misc]
     """Records activations, weights and gradients of ``model.fit``.
 
     Give it to ``fit`` with the other callbacks. A frame of step i, which is what the optimizer has
@@ -304,19 +304,8 @@ class Capture(keras.callbacks.Callback):  # type: ignore[misc]
         if error is not None:
             raise error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.on_train_end()
+    def _close_quietly(self) -> None:
+        self.on_train_end()
 
 
 def _engine_of_backend() -> Callable[..., Engine]:

@@ -268,7 +268,7 @@ class SpreadOutputs:
         """Cut a piece to the samples that are kept."""
         if sharding.piece is None:
             return
-        whole, offset = sharding.piece.global_shape, sharding.piece.offset
+        whole = sharding.piece.global_shape
         kept = min(self.samples, whole[0])
         nbytes = kept * prod(sharding.largest[1:]) * sharding.tensor.element_size()
         framed = 0 not in sharding.axes and nbytes <= self.budget
@@ -276,7 +276,6 @@ class SpreadOutputs:
         sharding.piece = replace(
             sharding.piece,
             global_shape=(kept, *whole[1:]) if framed else whole,
-            offset=offset,
             framed=framed,
         )
 

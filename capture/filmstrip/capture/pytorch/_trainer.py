@@ -6,9 +6,9 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from filmstrip.capture._closing import Closing
 from filmstrip.capture._keywords import Keywords
 from filmstrip.capture._settings import said_by_code, settle
 from filmstrip.capture.errors import PlanError
@@ -33,7 +33,7 @@ class TrainerKeywords(Keywords, total=False):
     enabled: bool | None
 
 
-class TrainerCapture:
+class TrainerCapture(Closing):
     """A capture that is attached when a trainer begins, and knows the trainer's step.
 
     What is asked of it before is remembered; after the training it is harmless.
@@ -156,18 +156,6 @@ class TrainerCapture:
             self._error = self._error or error
             _LOGGER.error("filmstrip: %s", error)  # noqa: TRY400  # its cause was logged when it came
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # What went wrong in training must not be hidden by what went wrong in capture.
-        if error is None:
-            self.close()
-        else:
-            self._closed = True
-            self._leave()
+    def _close_quietly(self) -> None:
+        self._closed = True
+        self._leave()
